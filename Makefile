@@ -1,0 +1,43 @@
+# `make` alone lists the targets. The tools live in .venv; what has to be installed is decided in .ci/setup.
+PYTHON ?= python3
+BIN := .venv/bin
+# Debian keeps mkfs.ext4 and its like where the path of a user who is not root does not lead.
+export PATH := $(PATH):/usr/sbin:/sbin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench format clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: .venv/.complete ## Make .venv with xenbusd and its tools in it (done once; again when pyproject.toml changes)
+
+.venv/.complete: pyproject.toml .ci/setup
+	@PYTHON='$(PYTHON)' .ci/setup venv
+	@touch $@
+
+demo: .venv/.complete ## Show a disk pair at work on a simulated Xen host, read and written by a real NBD client
+	@.ci/setup need demo
+	@$(BIN)/python -m xenbusd.cli.demo
+
+test: .venv/.complete ## Run every test
+	@.ci/setup want demo test
+	@$(BIN)/python -m pytest
+
+check: .venv/.complete ## Check format, style, types and layers, and run the quick tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m pytest -q tests/unit tests/properties
+
+bench: .venv/.complete ## Measure, and print a table
+	@$(BIN)/python tests/bench/run.py
+
+format: .venv/.complete ## Put the code in order
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## Remove everything that make has made, .venv too
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

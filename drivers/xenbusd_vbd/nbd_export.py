@@ -1,0 +1,238 @@
+"""A disk offered over NBD: on a UNIX socket to any client, and on a given socket to the kernel's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import Callable
+
+from xenbusd_vbd.disk import Disk
+from xenbusd_vbd.nbd_connection import Counters, NbdConnection
+from xenbusd_vbd.nbd_wire import REQUEST_DATA_MAX, Offer, TransmissionFlags
+
+CONNECTIONS_MAX = 128
+"""Clients at a time; more are turned away at once."""
+DRAIN_S = 2.0
+"""Seconds that `close` leaves to requests in flight."""
+NAME_MAX = 4096
+"""Bytes in an export's name (doc/proto.md, "Conventions")."""
+PATH_MAX = 107
+"""Bytes in a UNIX socket's path (struct sockaddr_un, less the NUL)."""
+
+
+class NbdExport:
+    """One disk, served to any number of NBD clients; to be used on the event loop's thread.
+
+    Args:
+        disk: what to serve.
+        name: the export's name; clients may also ask for the default export, "".
+        log: called as `log(event, **facts)` when a client is turned away or breaks the protocol.
+
+    Raises:
+        ValueError: the name is longer than NBD allows, or the disk's sizes are such as cannot be announced.
+    """
+
+    def __init__(self, disk: Disk, *, name: str, log: Callable[..., None] | None = None) -> None:
+        self.name = name
+        self.counters = Counters()
+        self._disk = disk
+        self._log = log or (lambda *_args, **_facts: None)
+        self._offer = offer_of(disk, name)
+        self._server: asyncio.Server | None = None
+        self._path: str | None = None
+        self._inode = (0, 0)
+        self._connections: set[NbdConnection] = set()
+        self._serving: set[asyncio.Task[object]] = set()
+        self._nobody_left = asyncio.Event()
+        self._nobody_left.set()
+        self._closed = False
+
+    @property
+    def flags(self) -> TransmissionFlags:
+        """The transmission flags announced to every client; the kernel's client gets them by ioctl."""
+        return self._offer.flags
+
+    @property
+    def size_bytes(self) -> int:
+        """The size announced to every client."""
+        return self._offer.size_bytes
+
+    @property
+    def block_size(self) -> int:
+        """The smallest unit of a request, in bytes."""
+        return self._offer.minimum
+
+    @property
+    def clients(self) -> int:
+        """How many clients are connected now."""
+        return len(self._connections)
+
+    async def listen(self, path: str) -> None:
+        """Accept clients on a UNIX socket that only its owner may use.
+
+        A socket that a dead server left behind is replaced.
+
+        Raises:
+            ValueError: the path is too long for a UNIX socket.
+            OSError: another server answers there, what is there is no socket, or the directory is not ours to write.
+        """
+        if self._server is not None or self._closed:
+            raise ValueError(f"the export {self.name} listens already, or is closed")
+        sock = _bind(path)
+        try:
+            there = os.stat(path)
+            self._server = await asyncio.get_running_loop().create_unix_server(self._connection, sock=sock)
+        except BaseException:
+            sock.close()
+            raise
+        self._path, self._inode = path, (there.st_dev, there.st_ino)
+
+    def serve(self, sock: socket.socket) -> None:
+        """Serve requests from a connected stream socket on which the handshake is over, or was never needed.
+
+        The socket is ours from here on. Replies are simple ones, the only kind that the kernel's client knows.
+
+        Raises:
+            ValueError: the export is closed, or this is not a stream socket.
+        """
+        if self._closed or sock.type != socket.SOCK_STREAM:
+            sock.close()
+            raise ValueError(f"the export {self.name} is closed, or this is no stream socket")
+        sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        task: asyncio.Task[object] = loop.create_task(
+            loop.connect_accepted_socket(lambda: self._connection(handshake=False), sock)
+        )
+        self._serving.add(task)
+        task.add_done_callback(self._served)
+
+    async def close(self, *, drain_s: float = DRAIN_S) -> None:
+        """Stop listening, answer what is in flight, and let the clients go.
+
+        Args:
+            drain_s: a client that still has requests in flight, or does not take its replies, after so many seconds
+                is cut off.
+        """
+        self._closed = True
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+            self._unlink()
+        if self._serving:
+            await asyncio.wait(self._serving, timeout=drain_s)
+        for connection in list(self._connections):
+            connection.finish()
+        if not await self._empty(drain_s):
+            for connection in list(self._connections):
+                connection.abort()
+            await self._empty(DRAIN_S)
+
+    async def _empty(self, timeout_s: float) -> bool:
+        """Wait until no client is connected; return whether that came true in time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._nobody_left.wait()
+        return not self._connections
+
+    def _unlink(self) -> None:
+        # Only what we made: somebody may have put another server's socket there meanwhile.
+        assert self._path is not None
+        with contextlib.suppress(OSError):
+            there = os.stat(self._path)
+            if (there.st_dev, there.st_ino) == self._inode:
+                os.unlink(self._path)
+
+    def _connection(self, *, handshake: bool = True) -> NbdConnection:
+        return NbdConnection(self._disk, self._offer, self.counters, self._opened, self._lost, handshake=handshake)
+
+    def _opened(self, connection: NbdConnection) -> bool:
+        if self._closed:
+            return False
+        if len(self._connections) >= CONNECTIONS_MAX:
+            self._log("nbd.refused", export=self.name, reason=f"{CONNECTIONS_MAX} clients are connected")
+            return False
+        self._connections.add(connection)
+        self._nobody_left.clear()
+        self.counters.connections += 1
+        return True
+
+    def _lost(self, connection: NbdConnection, breach: str | None) -> None:
+        if breach is not None:
+            self._log("nbd.breach", export=self.name, reason=breach)
+        self._connections.discard(connection)
+        if not self._connections:
+            self._nobody_left.set()
+
+    def _served(self, task: asyncio.Task[object]) -> None:
+        self._serving.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._log("nbd.refused", export=self.name, reason=f"the socket cannot be served: {error}")
+
+
+def offer_of(disk: Disk, name: str) -> Offer:
+    """Say how a disk is announced.
+
+    Raises:
+        ValueError: the name or a size is such as NBD does not allow.
+    Source: doc/proto.md, "Conventions" (strings) and "Block size constraints".
+    """
+    if not name or len(name.encode()) > NAME_MAX or "\0" in name:
+        raise ValueError(f"an NBD export's name has 1 to {NAME_MAX} bytes and no NUL, this one is {name[:64]!r}")
+    block, preferred = disk.block_size, disk.preferred_size
+    if block & (block - 1) or not 1 <= block <= 65536:
+        raise ValueError(f"{name}: a block size is a power of two up to 65536 bytes, not {block}")
+    if preferred & (preferred - 1) or not max(block, 512) <= preferred <= REQUEST_DATA_MAX:
+        raise ValueError(
+            f"{name}: a preferred size is a power of two from {max(block, 512)} to {REQUEST_DATA_MAX} bytes,"
+            f" not {preferred}"
+        )
+    if disk.size_bytes < 0 or disk.size_bytes % block or disk.size_bytes >= 1 << 63:
+        raise ValueError(f"{name}: a disk's size is a multiple of {block} bytes below 2^63, not {disk.size_bytes}")
+    flags = TransmissionFlags.HAS_FLAGS | TransmissionFlags.CAN_MULTI_CONN
+    if disk.read_only:
+        flags |= TransmissionFlags.READ_ONLY
+    elif disk.can_trim:
+        flags |= TransmissionFlags.SEND_TRIM
+    if disk.can_flush:
+        flags |= TransmissionFlags.SEND_FLUSH | TransmissionFlags.SEND_FUA
+    return Offer(name, f"Xen disk {name}", disk.size_bytes, flags, block, preferred, REQUEST_DATA_MAX)
+
+
+def _bind(path: str) -> socket.socket:
+    """Bind a UNIX socket with mode 0600, in place of one that nobody answers on."""
+    if len(os.fsencode(path)) > PATH_MAX:
+        raise ValueError(f"a UNIX socket's path has at most {PATH_MAX} bytes; choose a shorter one than {path}")
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise FileExistsError(errno.EEXIST, "this is no socket; choose another path or remove it", path)
+        if _answers(path):
+            raise OSError(errno.EADDRINUSE, "another server answers on this socket", path)
+        os.unlink(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # Linux gives a socket file the mode of the unbound socket: at no moment can others connect.
+        os.fchmod(sock.fileno(), 0o600)
+        sock.bind(path)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise OSError(error.errno, error.strerror, path) from error
+    return sock
+
+
+def _answers(path: str) -> bool:
+    """Return whether a server listens on this socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return False
+        except BlockingIOError:
+            return True
+    return True

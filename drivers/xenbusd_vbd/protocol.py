@@ -1,0 +1,155 @@
+"""The blkif ring: slots of both x86 layouts, and what a request may be. Pure: no I/O here.
+
+All sector numbers and counts are in units of 512 bytes, whatever `sector-size` says (T35).
+
+Source: xen/include/public/io/blkif.h (blkif_request_t, blkif_response_t, BLKIF_OP_*, BLKIF_RSP_*, VDISK_*); the two
+layouts differ in how a u64 is aligned (Linux, drivers/block/xen-blkback/common.h, blkif_x86_32_request).
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import NamedTuple
+
+from xenbusd.api import Raw, RingFormat
+
+READ, WRITE, WRITE_BARRIER, FLUSH_DISKCACHE = 0, 1, 2, 3
+DISCARD, INDIRECT = 5, 6
+
+OKAY, ERROR, EOPNOTSUPP = 0, -1, -2
+"""BLKIF_RSP_*: the whole vocabulary of failure."""
+
+SECTOR = 512
+SECTORS_PER_PAGE = 8
+SEGMENTS_MAX = 11
+"""Segments of one request (BLKIF_MAX_SEGMENTS_PER_REQUEST): 44 KiB."""
+
+REQUEST_BYTES_MAX = SEGMENTS_MAX * SECTORS_PER_PAGE * SECTOR
+
+DISCARD_SECURE = 1
+"""A discard's flag BLKIF_DISCARD_SECURE."""
+
+VDISK_CDROM, VDISK_REMOVABLE, VDISK_READONLY = 1, 2, 4
+"""Bits of the `info` key."""
+
+MAX_RING_PAGE_ORDER = 4
+
+
+class Request(NamedTuple):
+    """One request, parsed from a private copy of its slot.
+
+    `grefs`, `firsts` and `lasts` describe its segments: page, first and last sector in it. A discard has none; its
+    length is `sectors`, and its flag is in `flag`.
+    """
+
+    op: int
+    id: int
+    sector: int
+    sectors: int
+    grefs: tuple[int, ...]
+    firsts: tuple[int, ...]
+    lasts: tuple[int, ...]
+    flag: int = 0
+
+
+class Abi:
+    """One of the two layouts.
+
+    Args:
+        name: as the `protocol` key spells it.
+        gap: bytes between the 4-byte head of a slot and its u64 `id`: 4 where u64 is aligned to 8, else 0.
+        tail: bytes that a response is padded with, written as zeros (XSA-216).
+    """
+
+    def __init__(self, name: str, gap: int, tail: int) -> None:
+        self.name = name
+        head = f"<BBH{gap}xQQ"
+        self._rw = [Struct(head + "IBBxx" * count) for count in range(SEGMENTS_MAX + 1)]
+        self._discard = Struct(head + "Q")  # op, flag, pad, id, sector, nr_sectors
+        self._indirect = Struct(f"<BBH{gap}xQ")  # op, inner op, nr_segments, id: all that an answer needs
+        self._response = Struct(f"<QBxh{tail}x")
+        self.slot_bytes = self._rw[SEGMENTS_MAX].size
+        self.ring = RingFormat(self.slot_bytes, Raw, Raw, max_order=MAX_RING_PAGE_ORDER)
+
+    def parse_request(self, run: bytes, start: int) -> Request:
+        """Parse the slot at `start` of a private copy. Any bytes parse; `check` says what is wrong with them."""
+        op, count = run[start], run[start + 1]
+        if op == DISCARD:
+            _, flag, _, id, sector, sectors = self._discard.unpack_from(run, start)
+            return Request(op, id, sector, sectors, (), (), (), flag)
+        if op == INDIRECT:
+            _, inner, _, id = self._indirect.unpack_from(run, start)
+            return Request(op, id, 0, 0, (), (), (), inner)
+        if count > SEGMENTS_MAX:
+            _, _, _, id, sector = self._rw[0].unpack_from(run, start)
+            return Request(op, id, sector, -1, (), (), ())
+        fields = self._rw[count].unpack_from(run, start)
+        firsts, lasts = fields[6::3], fields[7::3]
+        sectors = sum(lasts) - sum(firsts) + count
+        return Request(op, fields[3], fields[4], sectors, fields[5::3], firsts, lasts)
+
+    def pack_request(self, op: int, id: int, sector: int, grefs: tuple[int, ...], sectors: int) -> bytes:
+        """Pack a read, write, barrier or flush of `sectors` sectors, which fill the pages `grefs` from the start."""
+        count = len(grefs)
+        segments: list[int] = []
+        for gref in grefs:
+            last = min(sectors, SECTORS_PER_PAGE) - 1
+            sectors -= last + 1
+            segments += (gref, 0, last)
+        return self._rw[count].pack(op, count, 0, id, sector, *segments)
+
+    def pack_discard(self, id: int, sector: int, sectors: int) -> bytes:
+        """Pack a discard."""
+        return self._discard.pack(DISCARD, 0, 0, id, sector, sectors)
+
+    def pack_response(self, id: int, op: int, status: int) -> bytes:
+        """Pack a response, its padding zeroed."""
+        return self._response.pack(id, op, status)
+
+    def parse_response(self, run: bytes, start: int) -> tuple[int, int, int]:
+        """Parse the response in the slot at `start`: id, op, status."""
+        id, op, status = self._response.unpack_from(run, start)
+        return id, op, status
+
+
+X86_64 = Abi("x86_64-abi", gap=4, tail=4)
+X86_32 = Abi("x86_32-abi", gap=0, tail=0)
+
+ABIS = {abi.name: abi for abi in (X86_64, X86_32)}
+
+DEFAULT_ABI = X86_32.name
+"""What an absent `protocol` means to Linux, QEMU and tapback alike, even for a 64-bit guest (T29)."""
+
+
+def check(request: Request, capacity: int, *, read_only: bool, discard: bool) -> int:
+    """Say whether a request may be carried out (T32).
+
+    Args:
+        request: as parsed.
+        capacity: sectors of the disk.
+        read_only: writes, barriers, flushes and discards are refused.
+        discard: whether discards were offered.
+
+    Returns:
+        OKAY, ERROR or EOPNOTSUPP: the status to answer with if it is not OKAY.
+    """
+    op = request.op
+    if op > FLUSH_DISKCACHE and op != DISCARD:
+        return EOPNOTSUPP
+    if read_only and op != READ:
+        return ERROR
+    if op == DISCARD:
+        if not discard or request.flag & DISCARD_SECURE:
+            return EOPNOTSUPP
+        return OKAY if request.sector + request.sectors <= capacity else ERROR
+    if not request.grefs:
+        return OKAY if op in (FLUSH_DISKCACHE, WRITE_BARRIER) and request.sectors == 0 else ERROR
+    for first, last in zip(request.firsts, request.lasts, strict=True):
+        if not first <= last < SECTORS_PER_PAGE:
+            return ERROR
+    return OKAY if request.sector + request.sectors <= capacity else ERROR
+
+
+def answered_op(request: Request) -> int:
+    """The op that its response carries: an indirect request's is the inner one, or blkfront gives up the disk (T31)."""
+    return request.flag if request.op == INDIRECT else request.op

@@ -1,0 +1,117 @@
+"""The backend's data path: from the ring to the image and back, a batch at a time, with no task for a request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from xenbusd.api import BackLink, Raw
+from xenbusd_vbd.engine import Engine, Job
+from xenbusd_vbd.image import Image
+from xenbusd_vbd.pages import Pages
+from xenbusd_vbd.protocol import OKAY, SECTOR, WRITE_BARRIER, Abi, Request, answered_op, check
+
+
+class BlockServer:
+    """Answers one ring's requests.
+
+    Args:
+        link: the connected ring.
+        abi: its layout.
+        image: what is served.
+        pages: how the frontend's pages are reached.
+    """
+
+    def __init__(self, link: BackLink[Raw, Raw], abi: Abi, image: Image, pages: Pages) -> None:
+        self._link = link
+        self._ring = link.ring
+        self._abi = abi
+        self._image = image
+        self._pages = pages
+        self._engine = Engine(image, self._finish)
+        self._counters = link.counters
+        self._held: deque[Request] = deque()
+        self._under_way = 0
+        self._alone = False
+        self._idle = asyncio.Event()
+
+    def drain(self) -> bool:
+        """Take a run of requests, begin them, and publish what is answered. Return whether there may be more."""
+        run, count = self._ring.take()
+        if not count:
+            return False
+        parse, stride = self._abi.parse_request, self._abi.slot_bytes
+        requests = [parse(run, start) for start in range(0, count * stride, stride)]
+        self._counters["requests"] += count
+        if self._held:
+            self._held.extend(requests)
+        else:
+            self._begin(requests)
+        self._link.publish()
+        return True
+
+    def _begin(self, requests: list[Request]) -> None:
+        """Begin requests in order. Answer at once those that may not be carried out; hold those that must wait."""
+        capacity, read_only, discard = self._image.sectors, not self._image.writable, self._image.can_discard
+        accepted: list[Request] = []
+        for position, request in enumerate(requests):
+            status = check(request, capacity, read_only=read_only, discard=discard)
+            if status != OKAY:
+                self._answer(request, status)
+                continue
+            alone = request.op == WRITE_BARRIER  # after everything before it, and before everything after it (T37)
+            if alone or self._alone or self._pages.full:
+                self._submit(accepted)
+                accepted = []
+                if self._under_way:
+                    self._held.extend(requests[position:])
+                    return
+                self._alone = alone
+            accepted.append(request)
+        self._submit(accepted)
+
+    def _submit(self, requests: list[Request]) -> None:
+        if not requests:
+            return
+        jobs = self._pages.begin(requests)
+        self._under_way += len(jobs)
+        ready = [job for job in jobs if job.status == OKAY]  # the others' grants could not be had
+        done = self._engine.submit(ready)
+        if len(ready) != len(jobs):
+            done = done + [job for job in jobs if job not in ready]
+        self._complete(done)
+
+    def _complete(self, jobs: list[Job]) -> None:
+        """Answer jobs that are done. The caller publishes."""
+        if not jobs:
+            return
+        self._pages.finish(jobs)  # data delivered, and nothing left mapped that should not be, before the answers
+        for job in jobs:
+            self._answer(job.request, job.status)
+        self._under_way -= len(jobs)
+
+    def _answer(self, request: Request, status: int) -> None:
+        self._ring.put(self._abi.pack_response(request.id, answered_op(request), status))
+        if status == OKAY:
+            self._counters["bytes"] += request.sectors * SECTOR
+        else:
+            self._counters["errors"] += 1
+
+    def _finish(self, jobs: list[Job]) -> None:
+        """The engine's worker has done jobs: answer them, and go on with what was held."""
+        self._complete(jobs)
+        if self._held and not self._under_way:
+            held = list(self._held)
+            self._held.clear()
+            self._begin(held)
+        self._link.publish()
+        if not self._under_way:
+            self._idle.set()
+
+    async def finish(self) -> None:
+        """Wait until everything taken from the ring is answered, then give the pages back."""
+        while self._under_way or self._held:
+            self._idle.clear()
+            await self._idle.wait()
+        await self._engine.close()
+        self._pages.close()

@@ -1,0 +1,1 @@
+"""Xen's split drivers in user space: both ends, on a real Xen host or a simulated one."""

@@ -1,0 +1,63 @@
+"""What a driver may use: the only module of xenbusd that a driver imports.
+
+A driver is two classes, one for each end, in a package of its own, named by entry points of the group
+`xenbusd.drivers`. `xenbusd_echo` is the template.
+"""
+
+from xenbusd.bus.backend import BackendDevice
+from xenbusd.bus.driver import API_VERSION, Backend, Frontend
+from xenbusd.bus.frontend import FrontendDevice
+from xenbusd.bus.link import BackLink, FrontLink
+from xenbusd.bus.nodes import NodeType, boolean, choice, text, unsigned
+from xenbusd.bus.state import State
+from xenbusd.errors import (
+    DeviceOver,
+    DriverError,
+    GrantError,
+    ImageError,
+    NodeValueError,
+    OtherendError,
+    RingError,
+    XenbusdError,
+)
+from xenbusd.host.interface import Copy, Grants, Mapping, Share
+from xenbusd.ids import PAGE_SIZE, Domid, Gref, Port
+from xenbusd.ring.layout import Raw, RingFormat, Slot
+from xenbusd.ring.shared import BackRing, FrontRing
+
+__all__ = [
+    "API_VERSION",
+    "PAGE_SIZE",
+    "BackLink",
+    "BackRing",
+    "Backend",
+    "BackendDevice",
+    "Copy",
+    "DeviceOver",
+    "Domid",
+    "DriverError",
+    "FrontLink",
+    "FrontRing",
+    "Frontend",
+    "FrontendDevice",
+    "GrantError",
+    "Grants",
+    "Gref",
+    "ImageError",
+    "Mapping",
+    "NodeType",
+    "NodeValueError",
+    "OtherendError",
+    "Port",
+    "Raw",
+    "RingError",
+    "RingFormat",
+    "Share",
+    "Slot",
+    "State",
+    "XenbusdError",
+    "boolean",
+    "choice",
+    "text",
+    "unsigned",
+]

@@ -1,0 +1,249 @@
+"""The backend's end of a device: what a backend driver calls, in the order of the 2006 paper's event diagram."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from xenbusd.bus.device import Device
+from xenbusd.bus.link import BackLink
+from xenbusd.bus.nodes import Value, keys
+from xenbusd.bus.state import ACTIVE, OFFERED, Seen, Side, State, backend_over, parse_state
+from xenbusd.errors import DeviceOver, HotplugError, NodeNotFound, OtherendTimeout
+from xenbusd.ring.layout import Req, RingFormat, Rsp
+from xenbusd.ring.shared import BackRing
+from xenbusd.store.transaction import Transaction
+
+CLOSE_S = 10.0
+"""How long a frontend may take to close after an error of ours, before we close without it."""
+
+
+class BackendDevice(Device):
+    """A device whose backend we are."""
+
+    side = Side.BACKEND
+    hotplug_ran = False
+    """Whether a `remove` is owed."""
+    _script: str | None = None
+    _script_is_ours = False
+
+    async def look(self) -> Seen:
+        """Read our `state`, `online` and `hotplug-status`, and the frontend's `state`."""
+        own, online, status, otherend = await self.read_all(
+            self.path + "/state", self.path + "/online", self.path + "/hotplug-status", self.otherend.state_path
+        )
+        return self.note(
+            Seen(
+                own=parse_state(own),
+                otherend=State.UNKNOWN if self.otherend_dead else parse_state(otherend),
+                online=online == b"1",  # absent means 0 (T54)
+                hotplug_status=None if status is None else status.decode("ascii", "replace"),
+            )
+        )
+
+    def over(self, seen: Seen) -> str | None:
+        """Why the connection is over, or None."""
+        return backend_over(seen, self.state)
+
+    # -- what a driver calls, in order -----------------------------------------------------------------------------
+
+    async def advertise(self, **features: Value) -> None:
+        """Publish what the frontend must know before it makes its ring, switch to InitWait, and see the hotplug step
+        through. Return once the hotplug gate is open and the frontend has offered its ring.
+
+        Args:
+            features: keys of our directory; feature_upper=1 is written as `feature-upper`.
+
+        Raises:
+            DeviceOver: the device closes before it ever connected.
+        """
+        if self.adopted:
+            return
+        await self.switch(State.INIT_WAIT, keys(features))  # the keys first (T18)
+        await self._run_hotplug()  # not before InitWait is there to be seen (T19)
+        await self.until(self._offered, "")
+
+    def _offered(self, seen: Seen) -> bool | None:
+        self.check(seen)
+        if not (seen.gate_open or (self._script is None and seen.hotplug_status is None)):
+            self.waiting_for = f"the hotplug script to report (hotplug-status is {seen.hotplug_status or 'not there'})"
+            return None
+        if seen.otherend not in OFFERED:
+            self.waiting_for = (
+                f"the frontend in domain {self.otherend.domid} to offer its ring (its state is {seen.otherend.title})"
+            )
+            return None
+        return True
+
+    @asynccontextmanager
+    async def connect(self, format: RingFormat[Req, Rsp], **published: Value) -> AsyncIterator[BackLink[Req, Rsp]]:
+        """Map the frontend's ring, bind its event channel, publish keys, and switch to Connected.
+
+        Leaving the context closes the port and unmaps the ring; Closing and Closed are written after that.
+
+        Args:
+            format: what the ring carries.
+            published: keys of our directory that the frontend reads once we are Connected, in the same transaction.
+
+        Raises:
+            NodeValueError: the offer is not complete or not sound.
+            GrantError, EventChannelError: Xen does not let us have what was offered.
+            DeviceOver: the toolstack closes the device.
+        Blocks: mapping goes through a thread, for it can sleep in the kernel (T66).
+        """
+        host, otherend = self.around.host, self.otherend
+        grefs, otherend_port = await otherend.read_offer(format.max_order)
+        mapping = await asyncio.to_thread(host.grants.map, otherend.domid, grefs)
+        try:
+            ring = BackRing(mapping.view, format.slot_bytes, attach=self.adopted)
+            port = host.events.bind_interdomain(otherend.domid, otherend_port)
+        except BaseException:
+            mapping.unmap()
+            raise
+        link = BackLink(self, ring, port, format, mapping.unmap)
+        try:
+            if self.adopted:
+                self.log.info("device.adopted", unanswered=ring.unanswered)
+                link.notify()  # whatever the process before us answered, it may have died before saying so
+            else:
+                await self.switch(State.CONNECTED, keys(published))
+                await self.clear_error()
+                self.log.info("device.connected", frontend=otherend.domid)
+            yield link
+        finally:
+            link.close()
+
+    # -- what the supervisor calls ---------------------------------------------------------------------------------
+
+    async def appear(self) -> bool:
+        """Find out what we are: new, or left behind by a backend process before us (T15).
+
+        Returns:
+            Whether to begin now; otherwise `wait_again` says when.
+
+        Raises:
+            DeviceOver: nothing to do here.
+        """
+        seen = await self.look()
+        self.state = seen.own
+        if seen.own is State.UNKNOWN:
+            raise DeviceOver("removed")
+        await self._read_script()
+        if seen.own in (State.INITIALISING, State.INIT_WAIT):
+            return True
+        self.hotplug_ran = self._script_is_ours and seen.gate_open  # by the process before us: `remove` is owed
+        if seen.own is State.CONNECTED and seen.otherend is State.CONNECTED:
+            self.adopted = True
+            return True
+        await self.close()
+        return False
+
+    async def close(self) -> None:
+        """Go to Closed, through Closing where a frontend is there to see it. Nothing of its is mapped now."""
+        self.adopted = False
+        seen = await self.look()
+        if self._is_not_ours(seen):
+            return
+        if seen.own is not State.CLOSED:
+            if seen.own is not State.CLOSING and (seen.otherend in ACTIVE or seen.otherend is State.INITIALISING):
+                await self.switch(State.CLOSING)
+            try:
+                await self.until(
+                    lambda seen: True if seen.otherend not in ACTIVE or self._is_not_ours(seen) else None,
+                    f"the frontend in domain {self.otherend.domid} to close",
+                    deadline_s=CLOSE_S,
+                )
+            except OtherendTimeout as late:
+                self.log.warning("otherend.late", reason=str(late))
+            if self._is_not_ours(self.seen):
+                return
+            await self.switch(State.CLOSED)
+
+    async def wait_again(self, failed: bool) -> bool:
+        """Wait at Closed: until the frontend begins again (True), or until the device is gone (False).
+
+        Args:
+            failed: the last connection ended by an error; then a frontend that still is at Initialising does not
+                count as beginning again, or a target that cannot be opened would be tried for ever.
+        """
+        stale = failed
+
+        def step(seen: Seen) -> bool | None:
+            nonlocal stale
+            if self.stopping or self._is_not_ours(seen):
+                return False
+            stale = stale and seen.otherend is State.INITIALISING
+            if not seen.online or seen.own is State.CLOSING:
+                return False
+            return True if seen.otherend is State.INITIALISING and not stale else None
+
+        while True:
+            if await self.until(step, "the frontend to begin again, or the toolstack to remove the device"):
+                return True
+            if self.stopping or self._is_not_ours(self.seen):
+                return False
+            if self.seen.own is State.CLOSING:  # the toolstack's, after we had Closed by ourselves
+                await self.close()
+                continue
+            await self._undo_hotplug()
+            await self.until(
+                lambda seen: True if self.stopping or self._is_not_ours(seen) or seen.online else None,
+                "the toolstack to remove the directory",
+            )
+
+    def _is_not_ours(self, seen: Seen) -> bool:
+        """Whether the directory has gone, or a new one stands in its place."""
+        return seen.own is State.UNKNOWN or (seen.own is State.INITIALISING and self.state is not State.INITIALISING)
+
+    # -- hotplug ---------------------------------------------------------------------------------------------------
+
+    async def _read_script(self) -> None:
+        """Find the device's script, and whether it is ours to run: libxl runs those of the devices it manages (T25)."""
+        script, managed = await self.read_all(self.path + "/script", self.id.libxl_path + "/backend")
+        self._script = None if script is None else script.decode("utf-8", "replace")
+        self._script_is_ours = script is not None and managed is None and self.around.hotplug is not None
+
+    async def _run_hotplug(self) -> None:
+        """Run the `add` script, once in the device's life."""
+        runner = self.around.hotplug
+        if self.hotplug_ran or not self._script_is_ours or self._script is None or runner is None:
+            return
+        self.hotplug_ran = True
+        self.timeline.record("hotplug", "start")
+        try:
+            await runner.run(self._script, "add", backend_path=self.path, device_class=self.id.device_class)
+        except HotplugError as error:
+            self.timeline.record("hotplug", "error")
+            self.log.error("hotplug.failed", error=str(error))
+            await self.report(error)
+            await self._mark_failed(error)
+        else:
+            self.timeline.record("hotplug", "write physdets")
+
+    async def _mark_failed(self, error: HotplugError) -> None:
+        """Say what the script should have said itself, if it did not."""
+        status, text = await self.read_all(self.path + "/hotplug-status", self.path + "/hotplug-error")
+        if status is None or text is None:
+
+            async def body(tx: Transaction) -> None:
+                await tx.read(self.path + "/state")  # a removed directory stays removed (T7)
+                await tx.write(self.path + "/hotplug-error", str(error))
+                await tx.write(self.path + "/hotplug-status", "error")
+
+            with suppress(NodeNotFound):
+                await self.store.transaction(body)
+
+    async def _undo_hotplug(self) -> None:
+        """Run the `remove` script that is owed, then take `hotplug-status` away: our toolstack waits for that (T23)."""
+        runner = self.around.hotplug
+        if not self.hotplug_ran or self._script is None or runner is None:
+            return
+        self.hotplug_ran = False
+        try:
+            await runner.run(self._script, "remove", backend_path=self.path, device_class=self.id.device_class)
+        except HotplugError as error:  # on remove a failure is told, and ignored (T25)
+            self.log.warning("hotplug.failed", error=str(error))
+        self.timeline.record("hotplug", "remove")
+        with suppress(NodeNotFound):
+            await self.store.rm(self.path + "/hotplug-status")

@@ -1,0 +1,323 @@
+"""A device, seen from one of its ends: looking at the store, waiting on it, and the one hand that writes `state`."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from xenbusd.bus.nodes import Value, encode
+from xenbusd.bus.otherend import Directory, Otherend
+from xenbusd.bus.paths import DeviceId
+from xenbusd.bus.ports import Ports
+from xenbusd.bus.state import Seen, Side, State, may_switch, parse_state
+from xenbusd.bus.timeline import Timelines
+from xenbusd.errors import (
+    AccessDenied,
+    DeviceOver,
+    GrantError,
+    ImageError,
+    LocalProtocolError,
+    NodeNotFound,
+    OtherendTimeout,
+    StoreError,
+)
+from xenbusd.host.interface import Host
+from xenbusd.ids import Domid
+from xenbusd.log import Logger
+from xenbusd.store.client import StoreClient
+from xenbusd.store.prune import prune
+from xenbusd.store.transaction import Transaction
+from xenbusd.store.watch import Watch
+
+T = TypeVar("T")
+
+ERROR_TEXT_MAX = 512
+"""Bytes of an error node; a text repeats at most some of what the other end wrote."""
+
+
+class HotplugRunner(Protocol):
+    """Whoever runs hotplug scripts; see xenbusd.hotplug."""
+
+    async def run(self, script: str, action: str, *, backend_path: str, device_class: str) -> None:
+        """Run one script to its end; raise HotplugError if it fails."""
+
+
+@dataclass
+class Surroundings:
+    """What every device of one process shares."""
+
+    store: StoreClient
+    host: Host
+    ports: Ports
+    domid: Domid
+    """Our own domain."""
+    log: Logger
+    hotplug: HotplugRunner | None = None
+    """None where scripts are somebody else's to run."""
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Each class's table of the configuration file."""
+    run_dir: str = "/run/xenbusd"
+    """Where drivers may put sockets."""
+    timelines: Timelines = field(default_factory=Timelines)
+
+
+class Device(ABC):
+    """One end of a device. `BackendDevice` and `FrontendDevice` add what their drivers call.
+
+    Args:
+        around: what all devices share.
+        id: which device.
+        otherend_path: the other end's directory, where our own names it; by default where it belongs.
+    """
+
+    side: ClassVar[Side]
+
+    def __init__(self, around: Surroundings, id: DeviceId, otherend_path: str | None = None) -> None:
+        self.around = around
+        self.store = around.store
+        self.id = id
+        self.path = id.path(self.side)
+        self.own = Directory(around.store, self.path)
+        """Our directory: what the toolstack says of this device."""
+        opposite_domid = id.frontend_domid if self.side is Side.BACKEND else id.backend_domid
+        self.otherend = Otherend(around.store, opposite_domid, otherend_path or id.path(self.side.opposite))
+        self.options: Mapping[str, Any] = around.options.get(id.device_class, {})
+        self.log = around.log.bind(device=id.log_name)
+        self.timeline = around.timelines.start(str(id))
+        self.counters: dict[str, int] = {"requests": 0, "bytes": 0, "errors": 0, "notifications": 0}
+        """For `show` and the closing log line; a driver counts here."""
+        self.details: Callable[[], dict[str, object]] | None = None
+        """More for `show` while connected: ring indices, grants; set by a link."""
+        self.state = State.UNKNOWN
+        """The state that we wrote last, or found when we appeared."""
+        self.adopted = False
+        """Found Connected on both ends: go on with its ring, and write nothing until it closes."""
+        self.stopping = False
+        """The daemon ends; leave in order."""
+        self.waiting_for = ""
+        """Who must move next, in words."""
+        self.seen = Seen(State.UNKNOWN, State.UNKNOWN, False, None)
+        self.failure: Exception | None = None
+        """Set by a data path that cannot go on; the next look raises it."""
+        self.on_poke: Callable[[], None] | None = None
+        """Called at each poke, for a link that waits on its ring as well."""
+        self.otherend_dead = False
+        """Its domain has been destroyed, whatever its directory still says."""
+        self.run_paths: set[str] = set()
+        self._dirty = asyncio.Event()
+        self._watch: Watch | None = None
+
+    def run_path(self, suffix: str) -> str:
+        """A path of this device's own in the run directory, such as /run/xenbusd/vbd-51712.sock; what stands there
+        when the connection is over is removed."""
+        number = self.id.devid if self.side is Side.FRONTEND else f"{self.id.frontend_domid}-{self.id.devid}"
+        path = f"{self.around.run_dir}/{self.id.device_class}-{number}.{suffix}"
+        self.run_paths.add(path)
+        return path
+
+    def remove_run_paths(self) -> None:
+        """Remove what the driver left in the run directory."""
+        for path in self.run_paths:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+        self.run_paths.clear()
+
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """Have the other end's `state` watched, as the 2006 paper says; each change pokes us."""
+        self._watch = await self.store.watch(self.otherend.state_path, wake=self.poke)
+        try:
+            yield
+        finally:
+            await self._watch.unwatch()
+            self._watch = None
+
+    # -- looking and waiting ---------------------------------------------------------------------------------------
+
+    def poke(self) -> None:
+        """Something about this device may have changed: look again. Safe to call any number of times."""
+        self._dirty.set()
+        if self.on_poke is not None:
+            self.on_poke()
+
+    def fail(self, error: Exception) -> None:
+        """End the connection because of an error on its data path."""
+        if self.failure is None:
+            self.failure = error
+        self.poke()
+
+    @property
+    def dirty(self) -> bool:
+        """Whether something was poked since the last look."""
+        return self._dirty.is_set()
+
+    def begin_look(self) -> None:
+        """Forget the hints so far: what they hint at is about to be read."""
+        self._dirty.clear()
+        if self._watch is not None:
+            self._watch.take()
+
+    @abstractmethod
+    async def look(self) -> Seen:
+        """Read what this moment's store says. Nothing is taken from events (T2)."""
+
+    @abstractmethod
+    def over(self, seen: Seen) -> str | None:
+        """Why the connection is over, or None."""
+
+    async def read_all(self, *paths: str) -> list[bytes | None]:
+        """Read several nodes at once; None for one that is not there, or not for us (T9)."""
+        answers = await asyncio.gather(*map(self.store.read, paths), return_exceptions=True)
+        values: list[bytes | None] = []
+        for answer in answers:
+            if isinstance(answer, bytes):
+                values.append(answer)
+            elif isinstance(answer, NodeNotFound | AccessDenied):
+                values.append(None)
+            else:
+                raise answer
+        return values
+
+    def note(self, seen: Seen) -> Seen:
+        """Keep what was seen, and put the other end's step on the timeline."""
+        if seen.otherend is not self.seen.otherend:
+            self.timeline.record(self.side.opposite.value, seen.otherend.title)
+        self.seen = seen
+        return seen
+
+    async def until(self, step: Callable[[Seen], T | None], waiting_for: str, *, deadline_s: float | None = None) -> T:
+        """Look, and look again after each change, until `step` returns something.
+
+        Args:
+            step: a predicate on one look; may raise DeviceOver.
+            waiting_for: who must move, in words for an administrator.
+            deadline_s: seconds; None waits for as long as it takes.
+
+        Raises:
+            OtherendTimeout: the deadline passed.
+        """
+        self.waiting_for = waiting_for
+        try:
+            async with asyncio.timeout(deadline_s):
+                while True:
+                    self.begin_look()
+                    answer = step(await self.look())
+                    if answer is not None:
+                        return answer
+                    await self._dirty.wait()
+        except TimeoutError:
+            raise OtherendTimeout(f"waited {deadline_s:g} s for {waiting_for}") from None
+        finally:
+            self.waiting_for = ""
+
+    def check(self, seen: Seen) -> None:
+        """Raise what ends the connection, if anything does.
+
+        Raises:
+            DeviceOver: the connection is over.
+            Exception: whatever `fail` was given.
+        """
+        if self.failure is not None:
+            raise self.failure
+        if self.stopping:
+            raise DeviceOver("the daemon stops")
+        if reason := self.over(seen):
+            raise DeviceOver(reason)
+
+    async def until_over(self) -> str:
+        """Wait for as long as the connection lasts, following the other end into Closing when it leads.
+
+        Returns:
+            Why it is over.
+
+        Raises:
+            Exception: what `fail` was given.
+        """
+        try:
+            while True:
+                await self.follow(await self.until(self._stirred, ""))
+        except DeviceOver as over:
+            return str(over)
+
+    def _stirred(self, seen: Seen) -> Seen | None:
+        self.check(seen)
+        return seen if seen.otherend is State.CLOSING and seen.own is State.CONNECTED else None
+
+    async def follow(self, seen: Seen) -> None:
+        """Answer the other end's Closing with ours; the ring goes on until the frontend has Closed (T50).
+
+        Raises:
+            DeviceOver: the connection is over; or whatever `fail` was given.
+        """
+        if self._stirred(seen):
+            await self.switch(State.CLOSING)
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    async def switch(self, state: State, keys: Mapping[str, Value] | None = None) -> None:
+        """Write our `state`, after `keys`, in one transaction that reads it first (T7).
+
+        A removed directory stays removed. A value that stands there already is not written again (T8). A Closing or
+        Closed that the toolstack wrote is never overwritten by a step towards Connected.
+
+        Raises:
+            DeviceOver: the directory is gone, or the toolstack closes the device.
+            LocalProtocolError: no such step; our bug.
+        """
+        state_path = self.path + "/state"
+
+        async def body(tx: Transaction) -> State:
+            try:
+                standing = parse_state(await tx.read(state_path))
+            except NodeNotFound:
+                raise DeviceOver("removed") from None
+            if not may_switch(self.side, standing, state):
+                if standing in (State.CLOSING, State.CLOSED):
+                    raise DeviceOver("the toolstack closes it")
+                if standing is State.INITIALISING and self.state is not State.INITIALISING:
+                    raise DeviceOver("replaced")
+                raise LocalProtocolError(f"{self.id}: {self.side.value} {standing.title} -> {state.title}")
+            writes: list[Awaitable[None]] = [
+                tx.write(f"{self.path}/{key}", encode(value)) for key, value in (keys or {}).items()
+            ]
+            if standing is not state:
+                writes.append(tx.write(state_path, encode(int(state))))
+            await asyncio.gather(*writes)
+            return standing
+
+        standing = await self.store.transaction(body)
+        self.state = state
+        if standing is not state:
+            self.timeline.record(self.side.value, state.title)
+            self.log.debug("state.switched", side=self.side.value, old=standing.title, new=state.title)
+
+    async def report(self, error: Exception) -> None:
+        """Leave an error where tools look for it: `error/<nodename>/error` = "<errno> <text>" (T58)."""
+        text = f"{errno_of(error)} {error}".encode("utf-8", "backslashreplace")[:ERROR_TEXT_MAX]
+        with suppress(StoreError):  # our part of the store may be full or going away; the log has it too
+            await self.store.write(self.id.error_path(self.side), text)
+
+    async def clear_error(self) -> None:
+        """Remove what `report` left, and the directories that held only it."""
+        path = self.id.error_path(self.side)
+        with suppress(StoreError):
+            await self.store.read(path)  # most devices never had one: do not write for nothing
+            home = path.partition("/error/")[0]
+            await self.store.transaction(lambda tx: prune(tx, path.removesuffix("/error"), home + "/error"))
+
+
+def errno_of(error: Exception) -> int:
+    """The errno that stands for an error in an error node."""
+    if isinstance(error, ImageError | GrantError | StoreError):
+        return error.errno
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    if isinstance(error, OtherendTimeout):
+        return errno.ETIMEDOUT
+    return errno.EINVAL

@@ -1,0 +1,198 @@
+"""The frontend's end of a device: what a frontend driver calls, in the order of the 2006 paper's event diagram."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from xenbusd.bus.device import Device
+from xenbusd.bus.link import FrontLink
+from xenbusd.bus.nodes import Value, keys
+from xenbusd.bus.state import Seen, Side, State, frontend_over, parse_state
+from xenbusd.errors import DeviceOver, OtherendTimeout
+from xenbusd.ring.layout import Req, RingFormat, Rsp
+from xenbusd.ring.shared import FrontRing
+
+CLOSE_S = 5.0
+"""How long a backend may take for each step of a close; Linux' frontends wait as long (xenbus_reset_state)."""
+
+BACK_OFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+"""Pauses before trying again with a backend that keeps closing on us."""
+
+_BACKEND_PRESENT = (State.INIT_WAIT, State.INITIALISED, State.CONNECTED)
+
+
+class FrontendDevice(Device):
+    """A device whose frontend we are."""
+
+    side = Side.FRONTEND
+    _attempts = 0
+
+    async def look(self) -> Seen:
+        """Read our `state`, and the backend's `state` and `online`."""
+        own, online, otherend = await self.read_all(
+            self.path + "/state", self.otherend.path + "/online", self.otherend.state_path
+        )
+        return self.note(Seen(parse_state(own), parse_state(otherend), online == b"1", None))
+
+    def over(self, seen: Seen) -> str | None:
+        """Why the connection is over, or None."""
+        return frontend_over(seen, self.state)
+
+    async def until_over(self) -> str:
+        """Wait for as long as the connection lasts. A backend that leads into Closing sees us follow; what is under
+        way can still be finished after that, for it serves the ring until we have Closed (T50)."""
+        reason = await super().until_over()
+        if self.seen.own is State.CONNECTED and self.seen.otherend is State.CLOSING:
+            with suppress(DeviceOver):
+                await self.switch(State.CLOSING)
+        return reason
+
+    # -- what a driver calls, in order -----------------------------------------------------------------------------
+
+    async def backend_ready(self) -> None:
+        """Wait for the backend's InitWait: what it advertises can be read now. A class whose frontend needs nothing
+        from its backend first (vtpm, T49) does not call this.
+
+        Raises:
+            DeviceOver: the device goes away meanwhile.
+        """
+
+        def step(seen: Seen) -> bool | None:
+            self.check(seen)
+            return True if seen.otherend is State.INIT_WAIT else None
+
+        await self.until(step, f"the backend in domain {self.otherend.domid} to advertise (InitWait)")
+
+    @asynccontextmanager
+    async def offer(
+        self, format: RingFormat[Req, Rsp], *, order: int | None = None, **requested: Value
+    ) -> AsyncIterator[FrontLink[Req, Rsp]]:
+        """Share a fresh ring, open an event channel, publish both with other keys, and switch to Initialised.
+
+        Entered once the backend is Connected: what it published can be read then. Call `connected` when the user of
+        this domain can use the device. Leaving the context closes the port and takes the ring back.
+
+        Args:
+            format: what the ring carries.
+            order: log2 of the ring's pages; None is one page in the old spelling, `ring-ref` (T28).
+            requested: more keys of our directory, in the same transaction.
+
+        Raises:
+            GrantError, EventChannelError: no pages or ports to be had.
+            DeviceOver: the backend closes instead.
+        """
+        host, domid = self.around.host, self.otherend.domid
+        share = host.grants.share(domid, 1 << (order or 0))
+        try:
+            ring = FrontRing(share.view, format.slot_bytes)
+            port = host.events.alloc_unbound(domid)
+        except BaseException:
+            share.unshare()
+            raise
+        link = FrontLink(self, ring, port, format, share.unshare)
+        try:
+            offered: dict[str, Value] = {"event-channel": port, **keys(requested)}
+            if order is None:
+                offered["ring-ref"] = share.grefs[0]
+            else:
+                offered["ring-page-order"] = order
+                offered.update({f"ring-ref{page}": gref for page, gref in enumerate(share.grefs)})
+            self.timeline.record("frontend", "write ring/channel details")
+            await self.switch(State.INITIALISED, offered)
+            await self.until(self._accepted, f"the backend in domain {domid} to connect")
+            yield link
+        finally:
+            link.close()
+
+    def _accepted(self, seen: Seen) -> bool | None:
+        self.check(seen)
+        return True if seen.otherend is State.CONNECTED else None
+
+    async def connected(self) -> None:
+        """Switch to Connected: the device can be used.
+
+        Raises:
+            DeviceOver: it closes instead.
+        """
+        await self.switch(State.CONNECTED)
+        await self.clear_error()
+        self._attempts = 0
+        self.log.info("device.connected", backend=self.otherend.domid)
+
+    # -- what the supervisor calls ---------------------------------------------------------------------------------
+
+    async def appear(self) -> bool:
+        """Begin at Initialising: if a process before us died with a ring, its pages are gone, so close first,
+        letting the backend see each step, as a kexec'd kernel does (T51).
+
+        Returns:
+            True: begin now.
+
+        Raises:
+            DeviceOver: nothing to do here.
+        """
+        seen = await self.look()
+        self.state = seen.own
+        if seen.own is State.UNKNOWN:
+            raise DeviceOver("removed")
+        if seen.own is not State.INITIALISING:
+            await self.close()
+            await self.switch(State.INITIALISING)
+        return True
+
+    async def close(self) -> None:
+        """Go to Closed, through Closing unless the backend has Closed already. Our ring is gone now."""
+        seen = await self.look()
+        if self._is_not_ours(seen) or seen.own is State.CLOSED:
+            return
+        if seen.own is not State.CLOSING and seen.otherend in _BACKEND_PRESENT:
+            await self.switch(State.CLOSING)
+            await self._wait_for_backend(State.CLOSING)
+        if not self._is_not_ours(self.seen):
+            await self.switch(State.CLOSED)
+            if self.seen.otherend in (*_BACKEND_PRESENT, State.CLOSING):
+                await self._wait_for_backend(State.CLOSED)
+
+    async def wait_again(self, failed: bool) -> bool:
+        """Wait at Closed: True, and back at Initialising, if the backend's side is still wanted; False if it is over.
+
+        Args:
+            failed: the last connection ended by an error of the backend's.
+        """
+        seen = await self.look()
+        if not self.stopping and not self._is_not_ours(seen) and seen.online:
+            pause = BACK_OFF_S[min(self._attempts + failed, len(BACK_OFF_S) - 1)]
+            self._attempts += 1
+            try:
+                await self.until(self._no_more, "a moment, before trying again", deadline_s=pause)
+            except OtherendTimeout:
+                await self.switch(State.INITIALISING)
+                return True
+        await self.until(self._gone_or_back, "the toolstack to remove the directory")
+        if self.stopping or self._is_not_ours(self.seen):
+            return False
+        await self.switch(State.INITIALISING)
+        return True
+
+    def _no_more(self, seen: Seen) -> bool | None:
+        return True if self.stopping or self._is_not_ours(seen) or not seen.online else None
+
+    def _gone_or_back(self, seen: Seen) -> bool | None:
+        return True if self.stopping or self._is_not_ours(seen) or seen.online else None
+
+    def _is_not_ours(self, seen: Seen) -> bool:
+        """Whether the directory has gone, or a new one stands in its place."""
+        return seen.own is State.UNKNOWN or (seen.own is State.INITIALISING and self.state is not State.INITIALISING)
+
+    async def _wait_for_backend(self, state: State) -> None:
+        """Give the backend time to show `state`, or what comes after it."""
+
+        def step(seen: Seen) -> bool | None:
+            arrived = seen.otherend in (state, State.CLOSED, State.UNKNOWN) or self._is_not_ours(seen)
+            return True if arrived or (not seen.online and seen.otherend is State.INITIALISING) else None
+
+        try:
+            await self.until(step, f"the backend to show {state.title}", deadline_s=CLOSE_S)
+        except OtherendTimeout as late:
+            self.log.warning("otherend.late", reason=str(late))

@@ -1,0 +1,237 @@
+"""A connected ring: the mapped pages, the event channel, and two ways for a driver to use them.
+
+A fast driver hands `serve` a plain function that drains the ring in a batch. A simple one takes messages one by one:
+a backend with `async for request in ring` and `reply`, a frontend with `await ring.call(request)`. Neither way costs
+a task for each request, and the fast one costs no future either.
+
+The store is out of reach here but for `dev`'s own looks: the data path never writes to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Any, Generic, TypeVar
+
+from xenbusd.bus.device import Device
+from xenbusd.errors import DeviceOver, OtherendError, XenbusdError
+from xenbusd.host.interface import Grants
+from xenbusd.ids import Port
+from xenbusd.ring.layout import Req, RingFormat, Rsp
+from xenbusd.ring.shared import BackRing, FrontRing
+
+AnyRing = TypeVar("AnyRing", bound=BackRing | FrontRing)
+
+
+class Link(Generic[AnyRing]):
+    """Common to both ends.
+
+    Args:
+        dev: whose link it is.
+        ring: our end of the ring.
+        port: our event channel port, bound or open.
+        slot_bytes: the ring's stride, to walk through what `ring.take` returns.
+        release: gives ring pages back; called once, after the port is closed.
+    """
+
+    def __init__(self, dev: Device, ring: AnyRing, port: Port, slot_bytes: int, release: Callable[[], None]) -> None:
+        self.dev = dev
+        self.ring = ring
+        self.port = port
+        self.grants: Grants = dev.around.host.grants
+        self.counters = dev.counters
+        self._events = dev.around.host.events
+        self._slot_bytes = slot_bytes
+        self._release = release
+        self._loop = asyncio.get_running_loop()
+        self._drain: Callable[[], bool | None] | None = None
+        self._open = True
+        dev.details = self.describe
+
+    def notify(self) -> None:
+        """Wake the other end."""
+        self.counters["notifications"] += 1
+        self._events.notify(self.port)
+
+    def publish(self) -> None:
+        """Show what was put into the ring, and wake the other end if it asked for that."""
+        if self.ring.publish():
+            self.notify()
+
+    async def serve(self, drain: Callable[[], bool | None]) -> str:
+        """Call `drain` now and after each notification, for as long as the connection lasts.
+
+        Args:
+            drain: takes what is in the ring and publishes its answers; returns True if it stopped before the ring
+                was empty. Not a coroutine. An error that it raises ends the connection and is raised here.
+
+        Returns:
+            Why it is over. The ring and the port still work, so that work under way can be finished.
+        """
+        self._drain = drain
+        self.dev.around.ports.attach(self.port, self._ready)
+        self._ready()  # a request may have come before the port was bound (T60)
+        return await self.dev.until_over()
+
+    def _ready(self) -> None:
+        """Drain, and sleep only if the ring is still empty once the other end knows that we do."""
+        if self._drain is None:
+            return
+        try:
+            more = self._drain() or not self.ring.rest()
+        except Exception as error:
+            self._drain = None  # the port stays masked: a hostile peer cannot wake us again (T61)
+            self.dev.fail(error)
+            return
+        if more:
+            self._loop.call_soon(self._ready)  # let the other devices have their turn
+        else:
+            self._events.unmask(self.port)
+
+    def describe(self) -> dict[str, object]:
+        """Ring indices and port, for `show`."""
+        return {"port": self.port, "ring_slots": self.ring.size, **self.ring.indices()}
+
+    def close(self) -> None:
+        """Close the port, then give the ring's pages back. Idempotent."""
+        if not self._open:
+            return
+        self._open = False
+        self._drain = None
+        self.dev.details = self.dev.on_poke = None
+        self.dev.around.ports.detach(self.port)
+        self._events.unbind(self.port)
+        self.ring.release()
+        self._release()
+
+
+class BackLink(Link[BackRing], Generic[Req, Rsp]):
+    """The backend's end of a connected ring."""
+
+    def __init__(
+        self, dev: Device, ring: BackRing, port: Port, format: RingFormat[Req, Rsp], release: Callable[[], None]
+    ) -> None:
+        super().__init__(dev, ring, port, format.slot_bytes, release)
+        self._request = format.request
+        self._inbox: deque[Req] = deque()
+        self._wake = asyncio.Event()
+
+    def reply(self, response: Rsp) -> None:
+        """Answer a request; it is shown to the frontend when the next request is waited for."""
+        self.ring.put(response.pack())
+
+    async def __aiter__(self) -> AsyncIterator[Req]:
+        """Yield the requests in order, and end when the connection is over."""
+        self.dev.around.ports.attach(self.port, self._wake.set)
+        self.dev.on_poke = self._wake.set
+        self.dev.poke()
+        while True:
+            self._wake.clear()
+            if self.dev.dirty and await self._is_over():
+                return
+            if self._fill():
+                while self._inbox:
+                    yield self._inbox.popleft()
+                self.publish()
+                await asyncio.sleep(0)  # let the other devices have their turn
+            elif self.ring.rest():
+                self._events.unmask(self.port)
+                await self._wake.wait()
+
+    def _fill(self) -> bool:
+        run, count = self.ring.take()
+        self.counters["requests"] += count
+        for start in range(0, count * self._slot_bytes, self._slot_bytes):
+            try:
+                self._inbox.append(self._request.unpack(run[start : start + self._slot_bytes]))
+            except ValueError as error:
+                raise OtherendError(f"a request that cannot be: {error}") from None
+        return count > 0
+
+    async def _is_over(self) -> bool:
+        dev = self.dev
+        dev.begin_look()
+        seen = await dev.look()
+        try:
+            await dev.follow(seen)
+        except DeviceOver:
+            self.publish()
+            return True
+        return False
+
+
+class FrontLink(Link[FrontRing], Generic[Req, Rsp]):
+    """The frontend's end of a connected ring."""
+
+    def __init__(
+        self, dev: Device, ring: FrontRing, port: Port, format: RingFormat[Req, Rsp], release: Callable[[], None]
+    ) -> None:
+        super().__init__(dev, ring, port, format.slot_bytes, release)
+        self._response = format.response
+        self._waiting: dict[int, asyncio.Future[Rsp]] = {}
+        self._free = list(range(ring.size))
+        self._room: deque[asyncio.Future[None]] = deque()
+
+    async def call(self, request: Req) -> Rsp:
+        """Send one request and return its response. Many calls may be under way; each gets an `id` of its own.
+
+        Args:
+            request: a dataclass with a field `id`, whose value is chosen here.
+
+        Raises:
+            DeviceOver: the connection ended before the answer came.
+        """
+        while not self._free:
+            room = self._loop.create_future()
+            self._room.append(room)
+            await room
+        if not self._open:
+            raise DeviceOver("the connection is over")
+        id = self._free.pop()
+        answer = self._waiting[id] = self._loop.create_future()
+        message: Any = request
+        self.ring.put(replace(message, id=id).pack())
+        self.counters["requests"] += 1
+        self.publish()
+        return await answer
+
+    async def closed(self) -> str:
+        """Answer `call`s for as long as the connection lasts; return why it is over."""
+        return await self.serve(self._answer)
+
+    def _answer(self) -> bool:
+        run, count = self.ring.take()
+        for start in range(0, count * self._slot_bytes, self._slot_bytes):
+            try:
+                response = self._response.unpack(run[start : start + self._slot_bytes])
+            except ValueError as error:
+                raise OtherendError(f"a response that cannot be: {error}") from None
+            id = getattr(response, "id", -1)
+            answer = self._waiting.pop(id, None)
+            if answer is None:
+                raise OtherendError(f"a response to request {id}, which was not made")
+            self._free.append(id)
+            if self._room:
+                self._wake_next()
+            if not answer.done():
+                answer.set_result(response)
+        return count > 0
+
+    def _wake_next(self) -> None:
+        room = self._room.popleft()
+        if not room.done():
+            room.set_result(None)
+
+    def close(self) -> None:
+        """Close the link; calls that have no answer yet fail with DeviceOver."""
+        super().close()
+        gone: XenbusdError = DeviceOver("the connection ended before the answer came")
+        for answer in self._waiting.values():
+            if not answer.done():
+                answer.set_exception(gone)
+        self._waiting.clear()
+        self._free = [0]  # whoever waits for room finds the link closed
+        while self._room:
+            self._wake_next()

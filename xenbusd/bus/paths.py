@@ -1,0 +1,113 @@
+"""Where a device pair lives in the store. Pure.
+
+Source: docs/misc/xenstore-paths.pandoc; interop with libxl: libxl_device.c (libxl__device_generic_add).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+from xenbusd.bus.state import Side
+from xenbusd.errors import UsageError
+from xenbusd.ids import DOM0, DOMID_FIRST_RESERVED, DeviceClass, Devid, Domid
+
+_CLASS = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}", re.ASCII)
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class DeviceId:
+    """One device pair: a class, the two domains, and a number."""
+
+    device_class: DeviceClass
+    frontend_domid: Domid
+    devid: Devid
+    backend_domid: Domid = DOM0
+
+    def __str__(self) -> str:
+        return f"{self.device_class}/{self.frontend_domid}/{self.devid}"
+
+    @property
+    def log_name(self) -> str:
+        """The name in log lines, and Linux' bus id: "vbd-3-51712"."""
+        return f"{self.device_class}-{self.frontend_domid}-{self.devid}"
+
+    @cached_property
+    def backend_path(self) -> str:
+        """The backend's directory."""
+        return f"{backend_root(self.backend_domid, self.device_class)}/{self.frontend_domid}/{self.devid}"
+
+    @cached_property
+    def frontend_path(self) -> str:
+        """The frontend's directory."""
+        return f"{frontend_root(self.frontend_domid, self.device_class)}/{self.devid}"
+
+    @property
+    def libxl_path(self) -> str:
+        """Where libxl notes the devices that it manages; such a one's scripts are libxl's to run (T25)."""
+        return f"/libxl/{self.frontend_domid}/device/{self.device_class}/{self.devid}"
+
+    def path(self, side: Side) -> str:
+        """The directory of one end."""
+        return self.backend_path if side is Side.BACKEND else self.frontend_path
+
+    def error_path(self, side: Side) -> str:
+        """Where an end leaves its error: "<errno> <text>", in its own domain's part of the store (T58)."""
+        domid = self.backend_domid if side is Side.BACKEND else self.frontend_domid
+        home = f"/local/domain/{domid}/"
+        return f"{home}error/{self.path(side).removeprefix(home)}/error"
+
+
+def backend_root(domid: Domid, device_class: DeviceClass) -> str:
+    """The subtree that holds all backends of a class in a domain; the one watch of a class (T13)."""
+    return f"/local/domain/{domid}/backend/{device_class}"
+
+
+def frontend_root(domid: Domid, device_class: DeviceClass) -> str:
+    """The subtree that holds all frontends of a class in a domain."""
+    return f"/local/domain/{domid}/device/{device_class}"
+
+
+def parse_number(text: str, limit: int = 0xFFFFFFFF) -> int | None:
+    """Read a decimal number as paths spell it: no sign, no leading zero (T16); None if it is not one."""
+    if _NUMBER.fullmatch(text) and int(text) <= limit:
+        return int(text)
+    return None
+
+
+def parse_backend(root: str, path: str, backend_domid: Domid, device_class: DeviceClass) -> DeviceId | None:
+    """The device of a path at or below `root`/<domid>/<devid>; None for any other path."""
+    parts = path.removeprefix(root + "/").split("/") if path.startswith(root + "/") else []
+    if len(parts) < 2:
+        return None
+    domid, devid = parse_number(parts[0], DOMID_FIRST_RESERVED - 1), parse_number(parts[1])
+    if domid is None or devid is None:
+        return None
+    return DeviceId(device_class, Domid(domid), Devid(devid), backend_domid)
+
+
+def parse_name(name: str) -> DeviceId:
+    """Read a device's name as commands take it: "vbd/3/51712".
+
+    Raises:
+        UsageError
+    """
+    parts = name.split("/")
+    if len(parts) == 3 and _CLASS.fullmatch(parts[0]):
+        domid, devid = parse_number(parts[1], DOMID_FIRST_RESERVED - 1), parse_number(parts[2])
+        if domid is not None and devid is not None:
+            return DeviceId(DeviceClass(parts[0]), Domid(domid), Devid(devid))
+    raise UsageError(f"{name!r} is no device name: write CLASS/DOMID/DEVID, as in vbd/3/51712")
+
+
+def check_class(name: str) -> DeviceClass:
+    """Accept a device class name, or say what one looks like.
+
+    Raises:
+        UsageError
+    """
+    if not _CLASS.fullmatch(name):
+        raise UsageError(f"{name!r} is no device class: use small letters, digits, - and _, as in vbd")
+    return DeviceClass(name)

@@ -1,0 +1,160 @@
+"""Watches one device class and starts a task for each device that appears. One watch for a whole class (T13)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from xenbusd.bus.backend import BackendDevice
+from xenbusd.bus.device import Device, Surroundings
+from xenbusd.bus.driver import Driver
+from xenbusd.bus.frontend import FrontendDevice
+from xenbusd.bus.paths import DeviceId, backend_root, frontend_root, parse_number
+from xenbusd.bus.state import Side
+from xenbusd.bus.supervisor import Supervisor
+from xenbusd.errors import AccessDenied, NodeNotFound
+from xenbusd.ids import DOMID_FIRST_RESERVED, DeviceClass, Devid, Domid
+
+RESYNC_S = 30.0
+"""How often everything is looked at without a hint; a watch event may have been lost (T2, XSA-326)."""
+
+
+class Scan:
+    """The devices of one class on one side.
+
+    Args:
+        around: what all devices share.
+        driver: makes a driver for each device.
+    """
+
+    def __init__(
+        self, around: Surroundings, driver: Callable[[], Driver[Any]], device_class: DeviceClass, side: Side
+    ) -> None:
+        self.around = around
+        self.device_class = device_class
+        self.side = side
+        self.root = (backend_root if side is Side.BACKEND else frontend_root)(around.domid, device_class)
+        self.supervisor = Supervisor(self._ended)
+        self._driver = driver
+        self._depth = 2 if side is Side.BACKEND else 1
+        self._known: dict[str, Device] = {}
+        self._again: set[str] = set()
+        self._wake = asyncio.Event()
+
+    @property
+    def devices(self) -> list[Device]:
+        """The devices that have a task now."""
+        return self.supervisor.devices
+
+    async def run(self) -> None:
+        """Follow the class for ever."""
+        watch = await self.around.store.watch(self.root, depth=self._depth, wake=self._wake.set)
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(RESYNC_S):
+                        await self._wake.wait()
+                except TimeoutError:
+                    self._again.add(self.root)
+                self._wake.clear()
+                hints = watch.take() | self._again
+                self._again.clear()
+                for hint in sorted(hints):
+                    await self._heed(hint)
+        finally:
+            await watch.unwatch()
+
+    def domain_gone(self, domid: Domid) -> None:
+        """A domain has been destroyed: its devices' other ends are dead, whatever the store still says (T57)."""
+        for dev in self._known.values():
+            if dev.otherend.domid == domid:
+                dev.otherend_dead = True
+                dev.poke()
+
+    def poke_domain(self, domid: Domid) -> None:
+        """Something has happened to a domain: look at its devices."""
+        for dev in self._known.values():
+            if dev.otherend.domid == domid:
+                dev.poke()
+
+    def other_domains(self) -> set[Domid]:
+        """The domains at the other ends."""
+        return {dev.otherend.domid for dev in self._known.values()}
+
+    async def _heed(self, hint: str) -> None:
+        """Look at one device, or at everything if the hint is not that precise."""
+        dev = self._known.get(hint)
+        if dev is not None:
+            dev.poke()
+        elif hint.count("/") - self.root.count("/") == self._depth:
+            await self._probe(hint)
+        else:
+            for dev in self._known.values():
+                dev.poke()
+            await self._list()
+
+    async def _list(self) -> None:
+        """Find every device directory of the class."""
+        paths = [self.root]
+        for _ in range(self._depth):
+            paths = [f"{path}/{name}" for path in paths for name in await self._names(path)]
+        for path in paths:
+            if path not in self._known:
+                await self._probe(path)
+
+    async def _names(self, path: str) -> list[str]:
+        try:
+            return await self.around.store.directory(path)
+        except (NodeNotFound, AccessDenied):
+            return []
+
+    async def _probe(self, path: str) -> None:
+        """Start a device if its directory is complete; otherwise the next hint will bring us back (T16)."""
+        otherend_key = self.side.opposite.value
+        store = self.around.store
+        answers = await asyncio.gather(
+            store.read(f"{path}/{otherend_key}"),
+            store.read(f"{path}/{otherend_key}-id"),
+            store.read(f"{path}/state"),
+            return_exceptions=True,
+        )
+        if any(isinstance(answer, NodeNotFound | AccessDenied) for answer in answers):
+            return
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        otherend_path, otherend_id, _ = (str(bytes(answer), "ascii", "replace") for answer in answers)  # type: ignore[arg-type]
+        id = self._identify(path, otherend_id)
+        if id is None or not otherend_path.startswith(f"/local/domain/{otherend_id}/"):  # T11
+            self.around.log.warning("otherend.misplaced", path=path, otherend=otherend_path, otherend_id=otherend_id)
+            return
+        self._start(path, id, otherend_path)
+
+    def _identify(self, path: str, otherend_id: str) -> DeviceId | None:
+        """Our own directory's path says which device it is; the other end's domid must agree with it."""
+        parts = path.removeprefix(self.root + "/").split("/")
+        numbers = [parse_number(part) for part in parts]
+        otherend_domid = parse_number(otherend_id, DOMID_FIRST_RESERVED - 1)
+        devid = numbers[-1]
+        if otherend_domid is None or devid is None:
+            return None
+        if self.side is Side.FRONTEND:
+            return DeviceId(self.device_class, self.around.domid, Devid(devid), Domid(otherend_domid))
+        if numbers[0] != otherend_domid:
+            return None
+        return DeviceId(self.device_class, Domid(otherend_domid), Devid(devid), self.around.domid)
+
+    def _start(self, path: str, id: DeviceId, otherend_path: str) -> None:
+        kind = BackendDevice if self.side is Side.BACKEND else FrontendDevice
+        dev = kind(self.around, id, otherend_path)
+        dev.log.debug("device.appeared", side=self.side.value)
+        self._known[path] = dev
+        self.supervisor.start(dev, self._driver())
+
+    def _ended(self, dev: Device) -> None:
+        """A device's task has ended: forget it, and look whether a new directory stands there already."""
+        del self._known[dev.path]
+        if not dev.stopping:
+            self._again.add(dev.path)
+            self._wake.set()

@@ -1,0 +1,128 @@
+"""One task for each device: runs its driver, turns errors into error nodes and closed devices, and never lets one
+device's end harm another's."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from xenbusd.bus.backend import BackendDevice
+from xenbusd.bus.device import Device
+from xenbusd.bus.driver import Driver
+from xenbusd.bus.frontend import FrontendDevice
+from xenbusd.errors import DeviceOver, LocalProtocolError, OtherendError, StoreLost, XenbusdError
+
+AnyDevice = BackendDevice | FrontendDevice
+
+STOP_S = 10.0
+"""How long all devices together may take to leave in order when the daemon stops."""
+
+
+class Supervisor:
+    """The devices of this process and their tasks.
+
+    Args:
+        ended: called when a device's task has ended, with the device.
+    """
+
+    def __init__(self, ended: Callable[[Device], None]) -> None:
+        self._ended = ended
+        self._tasks: dict[Device, asyncio.Task[None]] = {}
+
+    @property
+    def devices(self) -> list[Device]:
+        """All devices with a task, in order of appearance."""
+        return list(self._tasks)
+
+    def start(self, dev: AnyDevice, driver: Driver[Any]) -> None:
+        """Give a device its task."""
+        task = asyncio.create_task(self._live(dev, driver), name=dev.id.log_name)
+        self._tasks[dev] = task
+        task.add_done_callback(lambda _: self._forget(dev))
+
+    def _forget(self, dev: Device) -> None:
+        task = self._tasks.pop(dev)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            dev.log.error("device.lost", error=repr(error))  # _live catches all; this is for a bug in it
+        self._ended(dev)
+
+    async def stop(self) -> None:
+        """Have every device leave in order: frontends close, backends drain and leave their state as it is (T15)."""
+        tasks = list(self._tasks.values())
+        for dev in list(self._tasks):
+            dev.stopping = True
+            dev.poke()
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=STOP_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    async def _live(self, dev: AnyDevice, driver: Driver[Any]) -> None:
+        """Live through a device's whole life: connection after connection, until it is removed."""
+        try:
+            async with dev.watching():
+                begin, failed = await dev.appear(), False
+                while begin or await dev.wait_again(failed):
+                    begin = False
+                    failed = await self._connection(dev, driver)
+                    if dev.stopping and isinstance(dev, BackendDevice):
+                        return  # whoever comes after us goes on with the ring
+                    await dev.close()
+        except DeviceOver:
+            return
+        except StoreLost:
+            if not dev.stopping:
+                raise
+        except Exception as error:
+            dev.log.exception("device.crashed", error=repr(error))
+            await dev.report(error)
+        finally:
+            await driver.close()
+            dev.remove_run_paths()
+
+    async def _connection(self, dev: AnyDevice, driver: Driver[Any]) -> bool:
+        """Run the driver once. Return whether it ended by an error."""
+        began = time.monotonic()
+        dev.failure = None
+        reason, failed = "", False
+        try:
+            await driver.run(dev)
+        except Exception as raised:
+            error = innermost(raised)
+            if isinstance(error, DeviceOver):
+                reason = str(error)
+            elif isinstance(error, StoreLost) and dev.stopping:
+                raise error from None
+            else:
+                failed, reason = True, str(error)
+                self._tell(dev, error)
+                await dev.report(error)
+        over = dev.over(dev.seen) if not reason else None
+        dev.log.info(
+            "device.closed",
+            reason=reason or over or ("the daemon stops" if dev.stopping else "the driver ended it"),
+            lifetime_s=round(time.monotonic() - began, 3),
+            **dev.counters,
+        )
+        return failed
+
+    @staticmethod
+    def _tell(dev: Device, error: Exception) -> None:
+        """Log an error as what it is: the peer's misdeed, the host's trouble, or our bug."""
+        if isinstance(error, OtherendError):
+            dev.log.warning("otherend.fault", error=str(error))
+        elif isinstance(error, LocalProtocolError) or not isinstance(error, XenbusdError | OSError):
+            dev.log.error("driver.crashed", error=repr(error), exc_info=error)
+        else:
+            dev.log.error("device.failed", error=str(error))
+
+
+def innermost(error: Exception) -> Exception:
+    """The error that matters: out of an ExceptionGroup, its first leaf that is not just the unwinding."""
+    while isinstance(error, ExceptionGroup):
+        leaves = error.exceptions
+        error = next((leaf for leaf in leaves if not isinstance(leaf, DeviceOver)), leaves[0])
+    return error

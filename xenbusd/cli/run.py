@@ -1,0 +1,123 @@
+"""`xenbusd serve`, `agent`, `sim` and `store`: argv -> configuration -> a process that runs until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import click
+
+from xenbusd import log
+from xenbusd.bus.state import Side
+from xenbusd.cli.exits import sentences
+from xenbusd.config import Config, load
+from xenbusd.host.choose import open_host
+from xenbusd.loop import CHOICES, run
+from xenbusd.store.server import StoreServer
+
+Options = dict[str, Any]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="xenbusd")
+def main() -> None:
+    """Xen's split drivers in user space: backends (serve), frontends (agent), and a simulated host to try them on."""
+
+
+def _daemon_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option("--loop", type=click.Choice(CHOICES), help="event loop  [auto: uvloop if installed]"),
+        click.option("--log-level", type=click.Choice(log.LEVELS), help="least level that is logged  [info]"),
+        click.option("--log-format", type=click.Choice(log.FORMATS), help="form of the log on stderr  [auto]"),
+        click.option(
+            "--class", "classes", multiple=True, metavar="CLASS", help="device class to serve; repeatable  [all]"
+        ),
+        click.option(
+            "--run-dir", metavar="DIR", help="folder for sockets  [/run/xenbusd, or beside a simulated host's]"
+        ),
+        click.option("--config", "config_path", metavar="FILE", help="configuration file (TOML)"),
+        click.option("--host", metavar="xen|sim:PATH", envvar="XENBUSD_HOST", help="the machine  [xen]"),
+    ):
+        command = option(command)
+    return command
+
+
+@main.command()
+@_daemon_options
+def serve(**options: Any) -> None:
+    """Run the backends of this domain: dom0, or a driver domain."""
+    _run_daemon(Side.BACKEND, None, options)
+
+
+@main.command()
+@click.option("--domid", type=click.IntRange(0, 0x7FEF), help="which domain to be, on a simulated host")
+@_daemon_options
+def agent(domid: int | None, **options: Any) -> None:
+    """Run the frontends of this domain: a guest."""
+    _run_daemon(Side.FRONTEND, domid, options)
+
+
+def _run_daemon(side: Side, domid: int | None, options: Options) -> None:
+    from xenbusd.daemon import Daemon
+
+    with sentences():
+        config = _configure(options)
+        log.setup(config.daemon.log_format, config.daemon.log_level)
+        if domid is None and side is Side.FRONTEND and config.daemon.host != "xen":
+            raise click.UsageError("--domid says which domain of the simulated host the agent is: --domid 1")
+        with closing(open_host(config.daemon.host, domid=domid)) as host:
+            run(Daemon(side, host, config).run(), loop=config.daemon.loop)
+
+
+def _configure(options: Options) -> Config:
+    path = options.pop("config_path")
+    config = load(path) if path else Config()
+    return config.with_overrides(**{**options, "classes": options["classes"] or None})
+
+
+@main.command()
+@click.option("--socket", "path", required=True, metavar="PATH", help="the host's socket; its store is at PATH.store")
+def sim(path: str) -> None:
+    """Run a simulated Xen host: grants, event channels, domains, and a store."""
+    from xenbusd.host.sim.broker import SimBroker
+
+    with sentences():
+        run(_until_told(SimBroker(path), f"simulated host at {path}\nstore: XENSTORED_PATH={path}.store"))
+
+
+@main.command()
+@click.option("--socket", "path", required=True, metavar="PATH", help="the store's socket, for dom0")
+def store(path: str) -> None:
+    """Run the embedded XenStore alone, for Xen's own tools, pyxs, and tests."""
+    with sentences():
+        run(_until_told(_Store(path), f"store: XENSTORED_PATH={path}"))
+
+
+class _Store:
+    """A store server with the broker's two methods."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._server = StoreServer()
+
+    async def start(self) -> None:
+        await self._server.listen(self._path)
+
+    async def close(self) -> None:
+        await self._server.close()
+
+
+async def _until_told(server: Any, greeting: str) -> None:
+    """Start a server, say so on stdout, and close it at SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await server.start()
+    try:
+        click.echo(greeting)
+        await stop.wait()
+    finally:
+        await server.close()

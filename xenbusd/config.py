@@ -1,0 +1,238 @@
+"""The configuration file: TOML in, frozen dataclasses out; every mistake is named with its file, line and key.
+
+[daemon]
+host = "xen"                      # or "sim:/run/host.sock"
+run_dir = "/run/xenbusd"          # default; on a simulated host <socket>.dom<domid>
+classes = ["vbd"]                 # default: every class that has a driver
+log_format = "auto"               # auto, console, json, journal
+log_level = "info"                # debug, info, warning, error
+loop = "auto"                     # auto, uvloop, asyncio
+
+[hotplug]
+timeout_s = 40.0
+scripts_dir = "/etc/xen/scripts"
+
+[drivers.vbd]                     # whatever the driver of that class takes
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+from xenbusd import log, loop
+from xenbusd.errors import UsageError
+from xenbusd.ids import Domid
+
+RUN_DIR = "/run/xenbusd"
+"""Where the control socket is on a real host."""
+
+TIMEOUT_MAX_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonConfig:
+    """Table [daemon]: what runs, and where."""
+
+    host: str = "xen"
+    """ "xen", or "sim:" and the socket of a simulated host."""
+    run_dir: str | None = None
+    """An absolute path; None: see `Config.run_dir`."""
+    classes: tuple[str, ...] | None = None
+    """The device classes to serve; None: every class that has a driver."""
+    log_format: str = "auto"
+    log_level: str = "info"
+    loop: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class HotplugConfig:
+    """Table [hotplug]: how scripts are run."""
+
+    timeout_s: float = 40.0
+    """Seconds until a script is killed; libxl's limit is 40."""
+    scripts_dir: str = "/etc/xen/scripts"
+    """Where a script given by its bare name is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All of it. `Config()` is what runs without a file."""
+
+    daemon: DaemonConfig = field(default_factory=DaemonConfig)
+    hotplug: HotplugConfig = field(default_factory=HotplugConfig)
+    drivers: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: MappingProxyType({}))
+    """For each device class, the table that its driver gets. Only the driver knows what may be in it."""
+
+    def run_dir(self, domid: Domid) -> str:
+        """Return the folder for the control socket and what else lives as long as the host.
+
+        Without `run_dir` in the file: /run/xenbusd on Xen; beside the socket of a simulated host, one for each domain,
+        because there several domains share one file system.
+        """
+        if self.daemon.run_dir is not None:
+            return self.daemon.run_dir
+        if self.daemon.host == "xen":
+            return RUN_DIR
+        return f"{self.daemon.host.removeprefix('sim:')}.dom{domid}"
+
+    def driver(self, device_class: str) -> Mapping[str, object]:
+        """Return the table for a device class; empty if the file has none."""
+        return self.drivers.get(device_class, MappingProxyType({}))
+
+    def with_overrides(self, **flags: object) -> Config:
+        """Return a copy in which command-line flags win over the file.
+
+        Args:
+            flags: keys of [daemon]; None means that the flag was not given.
+
+        Raises:
+            UsageError: naming the flag.
+        """
+        given = {key: value for key, value in flags.items() if value is not None}
+        checked = {key: _checked(_DAEMON, key, value, f"--{key.replace('_', '-')}") for key, value in given.items()}
+        return replace(self, daemon=replace(self.daemon, **checked))
+
+
+def load(path: str) -> Config:
+    """Read a configuration file.
+
+    Raises:
+        UsageError: naming the file, and line and key where there is one.
+    Blocks: reads one file.
+    """
+    try:
+        with open(path, "rb") as file:
+            text = file.read().decode()
+        tables = tomllib.loads(text)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: is not UTF-8 (byte {error.start}); TOML is") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path}: is not TOML: {error}") from error
+
+    def where(*keys: str) -> str:
+        line = _line_of(text, keys)
+        return f"{path}: line {line}" if line else path
+
+    for name, table in tables.items():
+        if name not in ("daemon", "hotplug", "drivers"):
+            known = "the tables are [daemon], [hotplug] and [drivers.<class>]"
+            raise UsageError(
+                f"{where(name)}: unknown {'table' if isinstance(table, dict) else 'key'} {name!r}; {known}"
+            )
+        if not isinstance(table, dict):
+            raise UsageError(f"{where(name)}: {name!r} must be a table: write [{name}]")
+    daemon, hotplug = (
+        {
+            key: _checked(schema, key, value, f"{where(name, key)}: [{name}] {key}")
+            for key, value in tables.get(name, {}).items()
+        }
+        for name, schema in (("daemon", _DAEMON), ("hotplug", _HOTPLUG))
+    )
+    drivers = {}
+    for name, table in tables.get("drivers", {}).items():
+        if not isinstance(table, dict):
+            raise UsageError(f"{where('drivers', name)}: drivers.{name} must be a table: write [drivers.{name}]")
+        try:
+            drivers[_class_name(name)] = MappingProxyType(table)
+        except ValueError as error:
+            raise UsageError(f"{where('drivers', name)}: [drivers.{name}]: {error}") from error
+    return Config(DaemonConfig(**daemon), HotplugConfig(**hotplug), MappingProxyType(drivers))
+
+
+def _one_of(choices: Collection[str]) -> Callable[[object], str]:
+    """A check that a value is one of a few words."""
+
+    def check(value: object) -> str:
+        if value not in choices:
+            raise ValueError(f"{value!r} is none of {', '.join(choices)}")
+        return str(value)
+
+    return check
+
+
+def _host(value: object) -> str:
+    if value == "xen" or (isinstance(value, str) and value.startswith("sim:") and len(value) > len("sim:")):
+        return str(value)
+    raise ValueError(f"{value!r} is no host: write xen, or sim: and the path of a simulated host's socket")
+
+
+def _folder(value: object) -> str:
+    if isinstance(value, str) and value.startswith("/"):
+        return value
+    raise ValueError(f"{value!r} is not an absolute path")
+
+
+def _class_name(value: object) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[a-z][a-z0-9_]*", value):
+        return value
+    raise ValueError(f"{value!r} is no device class: one is a word such as vbd")
+
+
+def _classes(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError(f'{value!r} is not a list of device classes such as ["vbd"]; leave it out to serve all')
+    return tuple(_class_name(item) for item in value)
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= TIMEOUT_MAX_S:
+        return float(value)
+    raise ValueError(f"{value!r} is not a number of seconds above 0 and up to {TIMEOUT_MAX_S:g}")
+
+
+Schema = Mapping[str, Callable[[object], object]]
+
+_DAEMON: Schema = {
+    "host": _host,
+    "run_dir": _folder,
+    "classes": _classes,
+    "log_format": _one_of(log.FORMATS),
+    "log_level": _one_of(log.LEVELS),
+    "loop": _one_of(loop.CHOICES),
+}
+_HOTPLUG: Schema = {"timeout_s": _seconds, "scripts_dir": _folder}
+
+
+def _checked(schema: Schema, key: str, value: object, where: str) -> Any:
+    """Return the value as the dataclass has it, or say where it is wrong."""
+    check = schema.get(key)
+    if check is None:
+        from difflib import get_close_matches
+
+        near = get_close_matches(key, schema, 1)
+        hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(schema)}"
+        raise UsageError(f"{where}: unknown key; {hint}")
+    try:
+        return check(value)
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from error
+
+
+def _line_of(text: str, keys: tuple[str, ...]) -> int | None:
+    """Return the line, counted from 1, on which a key or its table stands; None if it is written in another way.
+
+    tomllib does not tell. A key found by its looks inside a multi-line string would be named wrongly: a price worth it.
+    """
+    table: tuple[str, ...] = ()
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[+([^\]]*)\]", line):
+            table = _split(header[1])
+            found = table[: len(keys)] == keys
+        else:
+            assignment = re.match(r"\s*([^=#]+?)\s*=", line)
+            found = assignment is not None and (table + _split(assignment[1]))[: len(keys)] == keys
+        if found:
+            return number
+    return None
+
+
+def _split(dotted: str) -> tuple[str, ...]:
+    """The parts of a dotted TOML key, without quotes."""
+    return tuple(part.strip().strip("\"'") for part in dotted.split("."))

@@ -1,0 +1,33 @@
+"""Which host: the real one, or a simulated one."""
+
+from __future__ import annotations
+
+from xenbusd.errors import UsageError
+from xenbusd.host.interface import Host
+from xenbusd.ids import DOM0, Domid
+
+
+def open_host(spec: str, *, domid: int | None = None) -> Host:
+    """Open this process's door to the machine.
+
+    Args:
+        spec: "xen", or "sim:PATH" with the socket of a running `xenbusd sim`.
+        domid: the domain to be in; simulated only, where None is 0. On real Xen a process is where it is.
+
+    Raises:
+        UsageError: `spec` is neither, or no such host is there; the message says what is missing.
+        HypercallError: a device of the real host may not be opened.
+    """
+    # Each door is imported when it is chosen: a Xen host needs no simulation, and the other way round.
+    if spec == "xen":
+        if domid is not None:
+            raise UsageError(f"domain {domid} cannot be chosen on a real Xen host: run this inside that domain")
+        from xenbusd.host.real import RealHost
+
+        return RealHost()
+    kind, _, path = spec.partition(":")
+    if kind == "sim" and path:
+        from xenbusd.host.sim.client import SimHost
+
+        return SimHost(path, DOM0 if domid is None else Domid(domid))
+    raise UsageError(f"{spec!r} is no host: say xen, or sim:PATH with the socket of a running `xenbusd sim`")

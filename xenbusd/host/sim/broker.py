@@ -1,0 +1,127 @@
+"""The broker: the simulated counterpart of the hypervisor, with the embedded store beside it.
+
+It answers one short request at a time, in one thread, so that nothing here needs a lock. A process that sends what is
+no request, or does not take its replies, is cut off; the end of a connection, for whatever reason, gives back what
+was held through it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+
+from xenbusd.host.sim.descriptors import allow_many
+from xenbusd.host.sim.domain import Refusal
+from xenbusd.host.sim.listener import listen
+from xenbusd.host.sim.machine import Answer, Machine, Process
+from xenbusd.host.sim.protocol import REQUEST_BYTES_MAX, STORE_SUFFIX, pack, parse_request
+from xenbusd.store.server import StoreServer
+
+_ACCEPT_AGAIN_S = 0.1
+"""Pause after the process ran out of descriptors, so as not to spin on a connection that cannot be taken."""
+
+
+class SimBroker:
+    """A simulated host. Domain 0 lives as long as it does; the others come and go with their processes.
+
+    Args:
+        path: where processes connect. The store's own socket, for Xen's tools in dom0, has the same name with
+            `.store` added.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.store_path = path + STORE_SUFFIX
+        self.store = StoreServer()
+        self._machine = Machine(self.store)
+        self._processes: dict[socket.socket, Process] = {}
+        self._listener: socket.socket | None = None
+        self._accept_again: asyncio.TimerHandle | None = None
+
+    async def start(self) -> None:
+        """Begin to serve on the running loop.
+
+        Raises:
+            UsageError: another host lives at this path, or none can be made there.
+        """
+        allow_many()
+        listener = listen(self.path)
+        try:
+            await self.store.listen(self.store_path)
+        except BaseException:
+            _remove(listener, self.path)
+            raise
+        self._listener = listener
+        asyncio.get_running_loop().add_reader(listener, self._accept)
+
+    async def close(self) -> None:
+        """Cut every process off, end the store, remove the sockets. Idempotent."""
+        if self._listener is None:
+            return
+        listener, self._listener = self._listener, None
+        asyncio.get_running_loop().remove_reader(listener)
+        if self._accept_again is not None:
+            self._accept_again.cancel()
+        _remove(listener, self.path)
+        for sock in list(self._processes):
+            self._cut(sock)
+        await self.store.close()
+
+    def _accept(self) -> None:
+        listener = self._listener
+        assert listener is not None
+        loop = asyncio.get_running_loop()
+        try:
+            sock, _ = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError:
+            loop.remove_reader(listener)
+            self._accept_again = loop.call_later(_ACCEPT_AGAIN_S, loop.add_reader, listener, self._accept)
+            return
+        sock.setblocking(False)
+        self._processes[sock] = self._machine.enter()
+        loop.add_reader(sock, self._receive, sock)
+
+    def _receive(self, sock: socket.socket) -> None:
+        try:
+            # One byte of room more than any request needs shows one that is too long. Descriptors that a process
+            # might send along are dropped by the kernel, for there is no room for them at all.
+            data = sock.recv(REQUEST_BYTES_MAX + 1)
+            request = parse_request(data)
+        except BlockingIOError:
+            return
+        except (OSError, ValueError):  # it has gone, or speaks another language; an empty packet is the end, too
+            self._cut(sock)
+            return
+        answer = Answer()
+        try:
+            answer = self._machine.answer(self._processes[sock], request)
+            reply = pack((0, *answer.words))
+        except Refusal as refusal:
+            reply = pack((refusal.errno, *refusal.words))
+        except OSError as error:
+            reply = pack((error.errno or errno.EIO,))
+        except BaseException:  # our bug: the loop reports it, and it costs this process alone
+            self._cut(sock)
+            raise
+        try:
+            socket.send_fds(sock, [reply], answer.fds)
+        except OSError:  # it has gone, or asks without ever listening
+            self._cut(sock)
+        if answer.parting is not None:
+            answer.parting.close()
+
+    def _cut(self, sock: socket.socket) -> None:
+        """End a connection."""
+        asyncio.get_running_loop().remove_reader(sock)
+        sock.close()
+        self._machine.leave(self._processes.pop(sock))
+
+
+def _remove(listener: socket.socket, path: str) -> None:
+    listener.close()
+    if os.path.exists(path):
+        os.unlink(path)

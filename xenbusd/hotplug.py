@@ -1,0 +1,221 @@
+"""Runs hotplug scripts as libxl does, so that Xen's own and everybody's private ones work unchanged.
+
+A script makes ready what stands behind a device (a loop device, a bridge port) and tells by its exit status and by the
+nodes `hotplug-status` and `hotplug-error` how it went. It is run by exactly one party: libxl runs it for devices that
+`xl` attached; we run it for ours, and in a driver domain in the place of `xl devd` (T25).
+
+Source: tools/libs/light/libxl_linux.c (get_hotplug_env, libxl__hotplug_disk, libxl__hotplug_nic), libxl_aoutils.c
+(async_exec_timeout), docs/misc/block-scripts.txt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import TYPE_CHECKING
+
+from xenbusd.errors import HotplugError, LocalProtocolError
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+TIMEOUT_S = 40.0
+"""libxl's limit (LIBXL_HOTPLUG_TIMEOUT)."""
+
+KILLED_WITHIN_S = 5.0
+"""How long we wait for a script that was sent SIGKILL."""
+
+OUTPUT_MAX = 2048
+"""Bytes of a script's output that are kept: the last ones, where the reason is."""
+
+NOT_EXECUTABLE = 126
+NOT_FOUND = 127
+"""The statuses a shell gives when it cannot run a command."""
+
+NOT_FOR_CHILDREN = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+"""What systemd said to us alone."""
+
+
+class ScriptRunner:
+    """Runs scripts, one at a time for each device, each in a process group of its own and under a time limit.
+
+    Args:
+        timeout_s: seconds until a script's whole process group is killed.
+        store_socket: the store's socket for xenstore-read and its kin (XENSTORED_PATH); None: where they look anyway.
+        log: gets one line for each run.
+        scripts_dir: where a script given by its bare name is.
+    """
+
+    def __init__(
+        self,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        store_socket: str | None,
+        log: FilteringBoundLogger,
+        scripts_dir: str = "/etc/xen/scripts",
+    ) -> None:
+        self._timeout_s = timeout_s
+        self._store_socket = store_socket
+        self._log = log
+        self._scripts_dir = scripts_dir
+        self._turns: dict[str, tuple[asyncio.Lock, list[object]]] = {}
+
+    async def run(
+        self,
+        script: str,
+        action: str,
+        *,
+        backend_path: str,
+        device_class: str,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        """Run a script to its end.
+
+        On cancellation the script's process group is killed before the cancellation goes on. A script that leaves a
+        process behind must give it an output of its own: ours is closed when the script ends.
+
+        Args:
+            script: an absolute path, or a bare name in `scripts_dir`.
+            action: "add" or "remove"; a vif's script gets "online" or "offline" instead, as it expects.
+            backend_path: "/local/domain/0/backend/vbd/3/51712"; the part before "backend" may be missing.
+            device_class: "vif" is called in its own way; all others as vbd is.
+            variables: more for the environment: netdev, INTERFACE.
+
+        Raises:
+            HotplugError: the script cannot be run, was killed at the time limit, or exited with another status than 0.
+            LocalProtocolError: not an action or not a backend's path.
+        """
+        kind, domid, devid = _parts(backend_path)
+        environ = self._environ(kind, domid, devid)
+        arguments = _arguments(device_class, action)
+        if device_class == "vif":
+            environ |= {"vif": f"vif{domid}.{devid}", "netdev": ""}
+        path = self._locate(script)
+        environ |= {"script": path, **(variables or {})}
+        async with self._turn(f"{kind}/{domid}/{devid}"):
+            started = time.monotonic()
+            status, output = await self._execute([path, *arguments], environ)
+            lasted_s = round(time.monotonic() - started, 3)
+            about = {"device": f"{kind}-{domid}-{devid}", "script": path, "action": arguments[0], "lasted_s": lasted_s}
+            if status != 0:
+                raise HotplugError(path, status, output)
+            self._log.debug("hotplug.finished", **about)
+
+    @property
+    def busy(self) -> int:
+        """How many devices have a script running or waiting."""
+        return len(self._turns)
+
+    def _locate(self, script: str) -> str:
+        """Return the script's absolute path, having looked whether it can be run at all."""
+        if "\0" in script or not (script.startswith("/") or re.fullmatch(r"[^/.][^/]*", script)):
+            sentence = f"a script is an absolute path, or the name of a file in {self._scripts_dir}"
+            raise HotplugError(script, NOT_FOUND, sentence)
+        path = os.path.join(self._scripts_dir, script)
+        if not os.path.isfile(path):
+            raise HotplugError(path, NOT_FOUND, "there is no such file")
+        if not os.access(path, os.X_OK):
+            raise HotplugError(path, NOT_EXECUTABLE, f"it is not executable; chmod +x {path}")
+        return path
+
+    def _environ(self, kind: str, domid: str, devid: str) -> dict[str, str]:
+        """Our own environment, and what libxl adds to it."""
+        environ = {key: value for key, value in os.environ.items() if key not in NOT_FOR_CHILDREN}
+        environ["XENBUS_TYPE"] = kind
+        environ["XENBUS_PATH"] = f"backend/{kind}/{domid}/{devid}"
+        environ["XENBUS_BASE_PATH"] = "backend"
+        if self._store_socket is not None:
+            environ["XENSTORED_PATH"] = self._store_socket
+        return environ
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, device: str) -> AsyncIterator[None]:
+        """Wait for the device's turn; the last one to leave takes the lock away."""
+        lock, users = self._turns.setdefault(device, (asyncio.Lock(), []))
+        users.append(None)
+        try:
+            async with lock:
+                yield
+        finally:
+            users.pop()
+            if not users:
+                del self._turns[device]
+
+    async def _execute(self, argv: list[str], environ: Mapping[str, str]) -> tuple[int, str]:
+        """Run a program and return its status, negative for a signal, and the end of its output."""
+        loop = asyncio.get_running_loop()
+        reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.set_blocking(writing, True)
+        tail = bytearray()
+        loop.add_reader(reading, _drain, reading, tail)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=writing,
+                stderr=writing,
+                env=environ,
+                start_new_session=True,
+            )
+            killed = ""
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    await process.wait()
+            except TimeoutError:
+                killed = f"killed at the time limit of {self._timeout_s:g} s; "
+            finally:
+                if process.returncode is None:
+                    await _kill(process)
+            _drain(reading, tail)
+        except OSError as error:
+            sentence = f"it cannot be run: {error.strerror}; does its first line name an interpreter that exists?"
+            raise HotplugError(argv[0], NOT_EXECUTABLE, sentence) from error
+        finally:
+            loop.remove_reader(reading)
+            os.close(reading)
+            os.close(writing)
+        output = tail.decode("utf-8", "backslashreplace").strip() or "no output"
+        return (-signal.SIGKILL if killed else process.returncode or 0), killed + output
+
+
+def _parts(backend_path: str) -> tuple[str, str, str]:
+    """Kind, frontend's domid and devid of a backend's path."""
+    found = re.fullmatch(r"(?:/local/domain/\d+/)?backend/([A-Za-z0-9_-]+)/(\d+)/(\d+)", backend_path)
+    if found is None:
+        raise LocalProtocolError(f"{backend_path!r} is not a backend's path")
+    return found[1], found[2], found[3]
+
+
+def _arguments(device_class: str, action: str) -> list[str]:
+    """The script's arguments for an action."""
+    if action not in ("add", "remove"):
+        raise LocalProtocolError(f"{action!r}: a hotplug script is run to add or to remove")
+    if device_class == "vif":
+        return ["online" if action == "add" else "offline", "type_if=vif"]
+    return [action]
+
+
+def _drain(reading: int, tail: bytearray) -> None:
+    """Take what the script has printed, so that it never waits for us, and keep the end of it.
+
+    There is always a writer, ourselves, so that an empty pipe is the only reason to stop; a script that prints without
+    end gets no more than its share of the event loop.
+    """
+    with contextlib.suppress(BlockingIOError):
+        for _ in range(16):
+            tail += os.read(reading, 65536)
+            del tail[:-OUTPUT_MAX]
+
+
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    """Kill a script with all its children, and wait a little: one that hangs in the kernel must not hang us too."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(KILLED_WITHIN_S):
+            await process.wait()

@@ -1,0 +1,58 @@
+"""The event loop: uvloop where it is installed, asyncio's own otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from xenbusd.errors import UsageError
+
+T = TypeVar("T")
+
+CHOICES = ("auto", "uvloop", "asyncio")
+"""What a configuration file or `--loop` may say."""
+
+Factory = Callable[[], asyncio.AbstractEventLoop]
+
+
+def factory(loop: str = "auto") -> Factory:
+    """Return what makes an event loop of the kind asked for.
+
+    Args:
+        loop: "uvloop", "asyncio", or "auto": uvloop if it can be imported.
+
+    Raises:
+        UsageError: no such kind, or uvloop is asked for and not installed.
+    """
+    if loop not in CHOICES:
+        raise UsageError(f"loop: {loop!r} is none of {', '.join(CHOICES)}")
+    if loop != "asyncio":
+        try:
+            import uvloop
+        except ImportError as error:
+            if loop == "uvloop":
+                raise UsageError(
+                    f"loop: uvloop cannot be used here ({error}); pip install uvloop, or choose asyncio"
+                ) from error
+        else:
+            made: Factory = uvloop.new_event_loop
+            return made
+    return asyncio.SelectorEventLoop
+
+
+def run(main: Coroutine[Any, Any, T], *, loop: str = "auto") -> T:
+    """Run `main` to its end on a new event loop and return what it returns.
+
+    Ctrl-C cancels `main` and then raises KeyboardInterrupt, as `asyncio.run` does.
+
+    Raises:
+        UsageError: as `factory` does; `main` is then closed without having run.
+    """
+    try:
+        made = factory(loop)
+    except UsageError:
+        main.close()
+        raise
+    with asyncio.Runner(loop_factory=made) as runner:
+        return runner.run(main)

@@ -1,0 +1,1 @@
+"""Shared rings: index arithmetic, the fence, and the two ends of a ring over mapped pages."""

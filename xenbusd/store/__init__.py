@@ -1,0 +1,1 @@
+"""XenStore: the wire, an asyncio client, and an embedded server."""

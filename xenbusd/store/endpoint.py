@@ -1,0 +1,56 @@
+"""Where a store is reached: a UNIX socket in dom0, a character device in a guest, a handed-over socket if simulated."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pyxs.connection import UnixSocketConnection, XenBusConnection
+
+from xenbusd.errors import StoreLost
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A place where a connection to the store can be opened, again and again.
+
+    `open` returns a connected stream socket, or the descriptor of a character device that speaks the same bytes.
+    It blocks for a moment at most, and raises `StoreLost` when nobody answers there.
+    """
+
+    name: str
+    """For messages: "/run/xenstored/socket"."""
+    open: Callable[[], socket.socket | int]
+    socket_path: str | None = None
+    """What XENSTORED_PATH must be for Xen's own tools to reach the same store; None if they need no telling."""
+
+
+def unix_endpoint(path: str | None = None) -> Endpoint:
+    """xenstored's UNIX socket; without a path, where libxenstore and pyxs look (XENSTORED_PATH, XENSTORED_RUNDIR)."""
+    where: str = path or UnixSocketConnection().path
+
+    def connect() -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.connect(where)
+        except OSError as error:
+            sock.close()
+            raise StoreLost(f"no store answers at {where}: {error.strerror}; is xenstored running?") from error
+        return sock
+
+    return Endpoint(where, connect, path)
+
+
+def device_endpoint(path: str | None = None) -> Endpoint:
+    """The kernel's door to the store, /dev/xen/xenbus: the only one a guest has."""
+    where: str = path or XenBusConnection().path
+
+    def connect() -> int:
+        try:
+            return os.open(where, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise StoreLost(f"cannot open {where}: {error.strerror}; is this a Xen domain?") from error
+
+    return Endpoint(where, connect)

@@ -1,0 +1,203 @@
+"""The embedded store: a XenStore of our own, for the simulated host and for tests.
+
+Source: docs/misc/xenstore.txt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import Iterator
+
+from xenbusd.errors import StoreError, UsageError
+from xenbusd.store import verbs
+from xenbusd.store.connection import Connection
+from xenbusd.store.domains import Domain
+from xenbusd.store.permissions import parse_permissions
+from xenbusd.store.quotas import Quotas, Refusal
+from xenbusd.store.state import State
+from xenbusd.store.wire import PAYLOAD_MAX, InvalidPayload, check_path, check_perms
+
+__all__ = ["Quotas", "StoreServer"]
+
+
+class StoreServer:
+    """One store; any number of connections, each acting as one domain.
+
+    Args:
+        quotas: what a domain other than 0 may use.
+    """
+
+    def __init__(self, *, quotas: Quotas | None = None) -> None:
+        self._state = State(quotas or Quotas())
+        self._listeners: list[asyncio.Server] = []
+        self._sockets: list[tuple[str, tuple[int, int]]] = []
+        self._attaching: set[asyncio.Task[object]] = set()
+
+    async def listen(self, path: str) -> None:
+        """Serve domain 0 on a UNIX socket that only its owner may open. A socket file that nobody serves is replaced.
+
+        Raises:
+            UsageError: a store answers there already, the path is taken by something else, or cannot be used.
+        """
+        _make_room(path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.bind(path)
+            # Nobody can connect before listen(), so there is no moment at which the mode is wider.
+            os.chmod(path, 0o600)
+            status = os.stat(path)
+        except OSError as error:
+            sock.close()
+            raise UsageError(f"cannot make a socket at {path}: {error.strerror or error}") from error
+        self._sockets.append((path, (status.st_dev, status.st_ino)))
+        dom0 = self._state.domains.dom0
+        loop = asyncio.get_running_loop()
+        self._listeners.append(await loop.create_unix_server(lambda: Connection(self._state, dom0), sock=sock))
+
+    def attach(self, sock: socket.socket, domid: int) -> None:
+        """Serve a connected stream socket as `domid`; the socket is the server's from now on.
+
+        Raises:
+            StoreError: no domain can have this number.
+        """
+        if self._state.closed:
+            sock.close()
+            return
+        with _as_store_error("ATTACH", str(domid)):
+            domain = self._state.domains.get(domid)
+        task: asyncio.Task[object] = asyncio.get_running_loop().create_task(self._serve(sock, domain))
+        self._attaching.add(task)
+        task.add_done_callback(self._attaching.discard)
+
+    def introduce(self, domid: int) -> None:
+        """Make a domain known, as INTRODUCE does: fires @introduceDomain. Idempotent.
+
+        Raises:
+            StoreError: no domain can have this number.
+        """
+        with _as_store_error("INTRODUCE", str(domid)):
+            self._state.introduce(domid)
+
+    def release(self, domid: int) -> None:
+        """A domain has gone: close its connections, delete the nodes it owns, fire @releaseDomain. Idempotent.
+
+        Its id goes out of all permission lists, so that a later domain of this number inherits nothing (XSA-322).
+
+        Raises:
+            StoreError: domain 0 cannot go.
+        """
+        if domid == 0:
+            raise StoreError("RELEASE", "0", errno.EINVAL)
+        self._state.release(domid)
+
+    def write(self, path: str, value: str | bytes, perms: list[str] | None = None) -> None:
+        """Set a node as domain 0, with what is missing above it, and its permissions if they are given.
+
+        Raises:
+            InvalidPath, InvalidPayload, InvalidPermission: (pyxs's) an argument cannot be what it is to be.
+        """
+        node = _absolute(path)
+        data = value if isinstance(value, bytes) else value.encode()
+        if len(node) + 1 + len(data) > PAYLOAD_MAX:
+            raise InvalidPayload(f"the value of {path} has {len(data)} bytes; with its path it may have {PAYLOAD_MAX}")
+        words = check_perms(perms) if perms is not None else None
+        tree, dom0 = self._state.tree, self._state.domains.dom0
+        with _as_store_error("WRITE", path):
+            verbs.write(tree, dom0, node, data)
+            if words is not None:
+                verbs.set_perms(tree, dom0, node, parse_permissions(words))
+        self._state.fire()
+
+    def rm(self, path: str) -> None:
+        """Remove a node and what is below it, as domain 0. Idempotent.
+
+        Raises:
+            InvalidPath: (pyxs's) it cannot be a path.
+            StoreError: the root cannot be removed.
+        """
+        node = _absolute(path)
+        if self._state.tree.find(node) is not None:
+            with _as_store_error("RM", path):
+                verbs.rm(self._state.tree, self._state.domains.dom0, node)
+            self._state.fire()
+
+    def exists(self, path: str) -> bool:
+        """Say whether there is a node.
+
+        Raises:
+            InvalidPath: (pyxs's) it cannot be a path.
+        """
+        return self._state.tree.find(_absolute(path)) is not None
+
+    async def close(self) -> None:
+        """Close all connections and remove the sockets. Idempotent."""
+        self._state.closed = True
+        for listener in self._listeners:
+            listener.close()
+        for path, identity in self._sockets:
+            with contextlib.suppress(OSError):
+                status = os.stat(path)
+                if (status.st_dev, status.st_ino) == identity:
+                    os.unlink(path)
+        self._sockets.clear()
+        for task in list(self._attaching):
+            task.cancel()
+        await asyncio.gather(*self._attaching, return_exceptions=True)
+        self._state.close()
+        for listener in self._listeners:
+            await listener.wait_closed()
+        self._listeners.clear()
+        # Transports close in the next turn of the loop; let it come before the caller ends the loop.
+        await asyncio.sleep(0)
+
+    async def _serve(self, sock: socket.socket, domain: Domain) -> None:
+        sock.setblocking(False)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: Connection(self._state, domain), sock)
+        except OSError:
+            sock.close()
+        except asyncio.CancelledError:
+            sock.close()
+            raise
+
+
+@contextlib.contextmanager
+def _as_store_error(op: str, about: str) -> Iterator[None]:
+    try:
+        yield
+    except Refusal as refusal:
+        raise StoreError(op, about, refusal.code) from None
+
+
+def _absolute(path: str) -> bytes:
+    raw = check_path(path)
+    return raw if raw.startswith(b"/") else b"/local/domain/0/" + raw
+
+
+def _make_room(path: str) -> None:
+    """Remove a dead socket file; refuse anything else that stands there."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UsageError(f"cannot make a socket at {path}: {error.strerror}") from error
+    if not stat.S_ISSOCK(status.st_mode):
+        raise UsageError(f"{path} is not a socket; name another path, or remove it")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except BlockingIOError:
+            pass  # somebody listens, and has a queue
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except OSError as error:
+            raise UsageError(f"cannot look at the socket {path}: {error.strerror}") from error
+    raise UsageError(f"a store answers at {path} already; stop it, or name another path")

@@ -1,0 +1,150 @@
+"""Transactions: what a body does happens all at once or not at all, and the body is done again until it does."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from asyncio import Future
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
+
+from xenbusd.errors import LocalProtocolError, StoreLost, TransactionConflict
+from xenbusd.store.accessor import Accessor
+from xenbusd.store.wire import Op
+
+T = TypeVar("T")
+
+RETRIES_MAX = 20
+"""How often a transaction is done again because what it saw has changed."""
+
+BACKOFF_FIRST_S = 0.001
+BACKOFF_MAX_S = 0.1
+"""Upper bounds of the random waits before a transaction is done again; the first doubles up to the second."""
+
+
+class Asker(Protocol):
+    """What a transaction needs of the client."""
+
+    @property
+    def closed(self) -> bool:
+        """It was closed; nothing will be answered any more."""
+
+    @property
+    def generation(self) -> int:
+        """Connections lost so far: a transaction lives within one generation only."""
+
+    def ask(self, op: int, path: str, payload: bytes, tx_id: int = 0) -> Future[Any]:
+        """Queue a request."""
+
+
+class Transaction(Accessor):
+    """The store as one transaction sees it: unchanging, and with its own changes. Made by `StoreClient.transaction`."""
+
+    def __init__(self, asker: Asker, tx_id: int, generation: int) -> None:
+        self._asker = asker
+        self._tx_id = tx_id
+        self._generation = generation
+        self._requests: list[Future[Any]] = []
+        self._ended = False
+
+    @property
+    def lost(self) -> bool:
+        """The connection that it was begun on has ended, and the transaction with it."""
+        return self._generation != self._asker.generation
+
+    def _ask(self, op: int, path: str, payload: bytes) -> Future[Any]:
+        if self._ended:
+            raise LocalProtocolError(f"{Op(op).name} {path}: this transaction has ended; a body may not keep it")
+        if self.lost:
+            request: Future[Any] = asyncio.get_running_loop().create_future()
+            request.set_exception(StoreLost("the connection ended during a transaction; it is done again"))
+        else:
+            request = self._asker.ask(op, path, payload, self._tx_id)
+        self._requests.append(request)
+        return request
+
+    async def commit(self) -> None:
+        """Make the changes happen. A request that the body did not wait for is waited for, and must have succeeded.
+
+        Raises:
+            TransactionConflict: something that it saw has changed meanwhile.
+            StoreLost: the connection ended; the changes may have happened or not.
+            StoreError: whatever the store said to a request that the body left alone.
+        """
+        if unanswered := [request for request in self._requests if not request.done()]:
+            await asyncio.wait(unanswered)
+        if self.lost:
+            raise StoreLost("the connection ended during a transaction; it is done again")
+        for request in self._requests:
+            # Set until somebody has seen the exception: a change that failed unseen must not leave half of the rest.
+            if not request.cancelled() and request._log_traceback:
+                request.result()
+        self._ended = True
+        await self._end(commit=bool(self._requests))
+
+    def abort(self) -> None:
+        """Drop the changes, without waiting for the store. Does nothing once it has ended."""
+        for request in self._requests:
+            forsake(request)
+        if not self._ended and not self.lost and not self._asker.closed:
+            forsake(self._end(commit=False))
+        self._ended = True
+
+    def _end(self, *, commit: bool) -> Future[Any]:
+        return self._asker.ask(Op.TRANSACTION_END, "", b"T\0" if commit else b"F\0", self._tx_id)
+
+
+async def begin(asker: Asker) -> Transaction:
+    """Begin a transaction.
+
+    Raises:
+        QuotaExceeded: the domain has too many open.
+        StoreLost: the client was closed.
+    """
+    start = asker.ask(Op.TRANSACTION_START, "", b"\0")
+    try:
+        tx_id, generation = await asyncio.shield(start)
+    except asyncio.CancelledError:
+        # The store will open it all the same: one that is left open counts against the domain's quota.
+        start.add_done_callback(lambda done: _abandon(asker, done))
+        raise
+    return Transaction(asker, tx_id, generation)
+
+
+async def run(asker: Asker, body: Callable[[Transaction], Awaitable[T]]) -> T:
+    """Run a body in a transaction and commit; see `StoreClient.transaction`."""
+    conflicts = 0
+    while True:
+        transaction = await begin(asker)
+        try:
+            result = await body(transaction)
+            await transaction.commit()
+        except BaseException as error:
+            transaction.abort()
+            if isinstance(error, TransactionConflict) and conflicts < RETRIES_MAX:
+                conflicts += 1
+            elif not transaction.lost or asker.closed or not _by_loss(error):
+                raise
+        else:
+            return result
+        await asyncio.sleep(random.uniform(0, min(BACKOFF_FIRST_S * 2**conflicts, BACKOFF_MAX_S)))
+
+
+def forsake(request: Future[Any]) -> None:
+    """Let a request's answer be nobody's concern, an error included."""
+    if not request.done():
+        request.add_done_callback(forsake)
+    elif not request.cancelled():
+        request.exception()
+
+
+def _by_loss(error: BaseException | None) -> bool:
+    """Whether a lost connection is behind an exception, on its own, in a group or as its cause."""
+    if isinstance(error, ExceptionGroup):
+        return any(_by_loss(inner) for inner in error.exceptions)
+    return isinstance(error, StoreLost) or (isinstance(error, Exception) and _by_loss(error.__cause__))
+
+
+def _abandon(asker: Asker, start: Future[Any]) -> None:
+    if not start.cancelled() and start.exception() is None:
+        Transaction(asker, *start.result()).abort()

@@ -1,0 +1,225 @@
+"""The tree of nodes: values, permissions, children, and who owns how many of them. Pure.
+
+A node is found by its whole path in one dictionary, so that a read costs the same at any depth. A `Node` keeps its
+value and its permissions for good: a write puts a new `Node` in its place. A transaction therefore remembers what
+it saw by holding the object, and learns that it has changed by comparing identities. The names of a node's children
+are in a `Children` that passes from each `Node` to its successor.
+
+Source: tools/xenstore/xenstored_core.c (write_node, construct_node), docs/misc/xenstore.txt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
+from typing import NamedTuple, Protocol
+
+from xenbusd.store.permissions import Permissions, permissions
+
+ROOT = b"/"
+INTRODUCE_DOMAIN = b"@introduceDomain"
+RELEASE_DOMAIN = b"@releaseDomain"
+
+NODE_HEADER_BYTES = 24
+"""What xenstored counts for a node besides its contents (struct xs_tdb_record_hdr)."""
+PERMISSION_BYTES = 8
+"""What it counts for one entry of a permission list (struct xs_permissions)."""
+
+
+class Children:
+    """The names below one node, in the order in which they came.
+
+    `size` is what xenstored counts for them: each name with its NUL. `generation` is new after every change.
+    """
+
+    __slots__ = ("generation", "names", "size")
+
+    def __init__(self) -> None:
+        self.names: dict[bytes, None] = {}
+        self.size = 0
+        self.generation = 0
+
+
+class Node:
+    """A value and its permissions, both for good; and the children, which may change."""
+
+    __slots__ = ("children", "perms", "value")
+
+    def __init__(self, value: bytes, perms: Permissions, children: Children | None = None) -> None:
+        self.value = value
+        self.perms = perms
+        self.children = children
+
+
+class Change(NamedTuple):
+    """Something happened at `path`: watches are to hear of it."""
+
+    path: bytes
+    exact: bool = False
+    """Only watches on `path` itself are meant, because it vanished together with a node above it."""
+    former: tuple[Permissions, ...] = ()
+    """Permission lists in force before the change, whose readers may hear of it too."""
+
+
+class View(Protocol):
+    """Nodes as one caller sees them: the tree itself, or a transaction's private state of it."""
+
+    changes: list[Change]
+    """What has happened, in order, until somebody takes it."""
+
+    def find(self, path: bytes) -> Node | None:
+        """Return a node that an operation is about."""
+
+    def peek(self, path: bytes) -> Node | None:
+        """Return a node that merely decides how an operation is refused."""
+
+    def rely(self, path: bytes, *, value_only: bool = False) -> None:
+        """Note that the caller is told what `find` returned: the node, or that there is none."""
+
+    def listing(self, path: bytes) -> tuple[Iterable[bytes], int]:
+        """Return the names below an existing node, and a number that is another whenever they are. Implies `rely`."""
+
+    def children_bytes(self, path: bytes) -> int:
+        """Return what the names below an existing node count for in its size."""
+
+    def owned_by(self, domid: int) -> int:
+        """Return how many nodes a domain owns."""
+
+    def create(self, path: bytes, node: Node) -> None:
+        """Add a node that is not there, below a parent that is."""
+
+    def replace(self, path: bytes, value: bytes, perms: Permissions) -> None:
+        """Give an existing node another value or other permissions; its children stay."""
+
+    def below(self, path: bytes) -> list[tuple[bytes, Node]]:
+        """Return an existing node and all below it, parents before their children."""
+
+    def remove(self, path: bytes) -> None:
+        """Remove an existing node, not the root, and everything below it."""
+
+
+def parent(path: bytes) -> bytes:
+    """Return the path one level up; the root has none, so do not ask for it."""
+    return path[: path.rindex(b"/")] or ROOT
+
+
+def basename(path: bytes) -> bytes:
+    """Return the last component of a path."""
+    return path[path.rindex(b"/") + 1 :]
+
+
+def child(path: bytes, name: bytes) -> bytes:
+    """Return the path of a child."""
+    return b"/" + name if path == ROOT else path + b"/" + name
+
+
+def size(value: bytes, perms: Permissions, children_bytes: int) -> int:
+    """Return the bytes that xenstored counts for a node."""
+    return NODE_HEADER_BYTES + PERMISSION_BYTES * perms.count + len(value) + children_bytes
+
+
+class Tree:
+    """All nodes: the `View` that everybody shares. Parents, children and owners' counts are always in step.
+
+    Nothing here asks who is calling; `verbs` does that.
+    """
+
+    find: Callable[[bytes], Node | None]
+    peek: Callable[[bytes], Node | None]
+
+    def __init__(self) -> None:
+        self.nodes: dict[bytes, Node] = {}
+        self.owned: dict[int, int] = {}
+        self.changes: list[Change] = []
+        self.find = self.peek = self.nodes.get
+        self._generations = count(1)
+        dom0 = permissions(((0, 0),))
+        for path in (ROOT, INTRODUCE_DOMAIN, RELEASE_DOMAIN):
+            self.put(path, Node(b"", dom0))
+        self.create(b"/tool", Node(b"", dom0))
+        self.create(b"/tool/xenstored", Node(b"", dom0))
+
+    def rely(self, path: bytes, *, value_only: bool = False) -> None:
+        """Remember nothing: what is read outside a transaction holds only for that moment."""
+
+    def listing(self, path: bytes) -> tuple[Iterable[bytes], int]:
+        """As `View.listing`. The names are live: use them at once."""
+        children = self.nodes[path].children
+        return (children.names, children.generation) if children is not None else ((), 0)
+
+    def children_bytes(self, path: bytes) -> int:
+        """As `View.children_bytes`."""
+        children = self.nodes[path].children
+        return children.size if children is not None else 0
+
+    def owned_by(self, domid: int) -> int:
+        """As `View.owned_by`."""
+        return self.owned.get(domid, 0)
+
+    def create(self, path: bytes, node: Node) -> None:
+        """As `View.create`."""
+        self.put(path, node)
+        self.link(parent(path), (basename(path),), ())
+
+    def replace(self, path: bytes, value: bytes, perms: Permissions) -> None:
+        """As `View.replace`."""
+        old = self.nodes[path]
+        self.nodes[path] = Node(value, perms, old.children)
+        if perms.owner != old.perms.owner:
+            self._count(old.perms.owner, -1)
+            self._count(perms.owner, 1)
+
+    def below(self, path: bytes) -> list[tuple[bytes, Node]]:
+        """As `View.below`."""
+        return list(self._walk(path))
+
+    def remove(self, path: bytes) -> None:
+        """As `View.remove`."""
+        for here, _ in self.below(path):
+            self.drop(here)
+        self.link(parent(path), (), (basename(path),))
+
+    def put(self, path: bytes, node: Node) -> None:
+        """Set a node, and leave it to the caller to tell the parent."""
+        old = self.nodes.get(path)
+        self.nodes[path] = node
+        self._count(node.perms.owner, 1)
+        if old is not None:
+            self._count(old.perms.owner, -1)
+
+    def drop(self, path: bytes) -> None:
+        """Delete one node, and leave it to the caller to tell the parent and to delete what is below."""
+        self._count(self.nodes.pop(path).perms.owner, -1)
+
+    def link(self, path: bytes, added: Iterable[bytes], removed: Iterable[bytes]) -> None:
+        """Change the names below an existing node: first take away, then add."""
+        node = self.nodes[path]
+        children = node.children
+        if children is None:
+            children = node.children = Children()
+        names = children.names
+        for name in removed:
+            if name in names:
+                del names[name]
+                children.size -= len(name) + 1
+        for name in added:
+            if name not in names:
+                names[name] = None
+                children.size += len(name) + 1
+        children.generation = next(self._generations)
+
+    def _walk(self, path: bytes) -> Iterator[tuple[bytes, Node]]:
+        waiting = [path]
+        while waiting:
+            here = waiting.pop()
+            node = self.nodes[here]
+            yield here, node
+            if node.children is not None:
+                waiting.extend(child(here, name) for name in reversed(node.children.names))
+
+    def _count(self, domid: int, step: int) -> None:
+        owned = self.owned.get(domid, 0) + step
+        if owned:
+            self.owned[domid] = owned
+        else:
+            del self.owned[domid]

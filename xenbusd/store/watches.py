@@ -1,0 +1,77 @@
+"""Registered watches: who hears of a change at which path. Pure.
+
+Watches are kept by the path they are on. A change asks only there and at the paths above it, so that its cost does
+not depend on how many watches there are. Whoever is told may take watches away meanwhile.
+
+Source: docs/misc/xenstore.txt (WATCH), tools/xenstore/xenstored_watch.c.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from xenbusd.store.tree import ROOT
+
+if TYPE_CHECKING:
+    from xenbusd.store.caller import Caller
+
+
+class Watch:
+    """One registration.
+
+    Args:
+        caller: who hears of it.
+        path: the absolute path, or the name of a special watch such as @releaseDomain.
+        token: what the caller recognises it by.
+        cut: bytes that are taken off the front of each path reported: not 0 if it was given as a relative path.
+    """
+
+    __slots__ = ("caller", "cut", "path", "token")
+
+    def __init__(self, caller: Caller, path: bytes, token: bytes, cut: int) -> None:
+        self.caller = caller
+        self.path = path
+        self.token = token
+        self.cut = cut
+
+    def event(self, path: bytes) -> bytes:
+        """Return the payload of a WATCH_EVENT for a change at `path`."""
+        return b"%b\0%b\0" % (path[self.cut :], self.token)
+
+
+class Watches:
+    """All watches of all callers."""
+
+    def __init__(self) -> None:
+        self._on: dict[bytes, dict[Watch, None]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._on)
+
+    def add(self, watch: Watch) -> None:
+        """Register a watch."""
+        self._on.setdefault(watch.path, {})[watch] = None
+
+    def remove(self, watch: Watch) -> None:
+        """Forget a watch that is registered."""
+        here = self._on[watch.path]
+        del here[watch]
+        if not here:
+            del self._on[watch.path]
+
+    def on(self, path: bytes) -> Iterator[Watch]:
+        """Yield the watches on just this path, or of this special name."""
+        yield from tuple(self._on.get(path, ()))
+
+    def over(self, path: bytes) -> Iterator[Watch]:
+        """Yield the watches on this path and on all paths above it, the nearest first."""
+        on = self._on
+        here = path
+        while True:
+            found = on.get(here)
+            if found is not None:
+                yield from tuple(found)
+            if here == ROOT:
+                return
+            here = here[: here.rindex(b"/")] or ROOT
