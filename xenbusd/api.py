@@ -5,7 +5,7 @@ A driver is two classes, one for each end, in a package of its own, named by ent
 """
 
 from xenbusd.bus.backend import BackendDevice
-from xenbusd.bus.driver import API_VERSION, Backend, Frontend
+from xenbusd.bus.driver import API_VERSION, Backend, Directories, Frontend
 from xenbusd.bus.frontend import FrontendDevice
 from xenbusd.bus.link import BackLink, FrontLink
 from xenbusd.bus.nodes import NodeType, boolean, choice, text, unsigned
@@ -18,10 +18,11 @@ from xenbusd.errors import (
     NodeValueError,
     OtherendError,
     RingError,
+    UsageError,
     XenbusdError,
 )
 from xenbusd.host.interface import Copy, Grants, Mapping, Share
-from xenbusd.ids import PAGE_SIZE, Domid, Gref, Port
+from xenbusd.ids import PAGE_SIZE, Devid, Domid, Gref, Port
 from xenbusd.ring.layout import Raw, RingFormat, Slot
 from xenbusd.ring.shared import BackRing, FrontRing
 
@@ -34,6 +35,8 @@ __all__ = [
     "BackendDevice",
     "Copy",
     "DeviceOver",
+    "Devid",
+    "Directories",
     "Domid",
     "DriverError",
     "FrontLink",
@@ -52,6 +55,7 @@ __all__ = [
     "Raw",
     "RingError",
     "RingFormat",
+    "UsageError",
     "Share",
     "Slot",
     "State",

@@ -12,17 +12,27 @@ import os
 import socket
 import time
 from contextlib import closing, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from xenbusd.bus.device import Device, Surroundings
+from xenbusd.bus.state import Side
 from xenbusd.errors import UsageError
 from xenbusd.ids import Domid
 
-if TYPE_CHECKING:
-    from xenbusd.daemon import Daemon
-
 LINE_MAX = 65536
 """Bytes of a request; replies are not limited."""
+
+
+class Devices(Protocol):
+    """Whoever has the devices: the daemon."""
+
+    @property
+    def side(self) -> Side:
+        """Which ends they are."""
+
+    @property
+    def devices(self) -> list[Device]:
+        """All that are there now."""
 
 
 class ControlServer:
@@ -34,7 +44,7 @@ class ControlServer:
         domid: our own domain.
     """
 
-    def __init__(self, daemon: Daemon, around: Surroundings, domid: Domid) -> None:
+    def __init__(self, daemon: Devices, around: Surroundings, domid: Domid) -> None:
         self._daemon = daemon
         self._around = around
         self._domid = domid

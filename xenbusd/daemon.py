@@ -37,7 +37,7 @@ class Daemon:
     """
 
     def __init__(self, side: Side, host: Host, config: Config) -> None:
-        self.side = side
+        self.side: Side = side
         self.host = host
         self.config = config
         self.log = log.get()

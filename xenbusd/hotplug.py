@@ -33,6 +33,9 @@ KILLED_WITHIN_S = 5.0
 OUTPUT_MAX = 2048
 """Bytes of a script's output that are kept: the last ones, where the reason is."""
 
+SHIPPED_DIR = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "hotplug")
+"""Our own scripts, when we run from a source tree: where a bare name is looked for in the second place."""
+
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
 """The statuses a shell gives when it cannot run a command."""
@@ -117,6 +120,8 @@ class ScriptRunner:
             sentence = f"a script is an absolute path, or the name of a file in {self._scripts_dir}"
             raise HotplugError(script, NOT_FOUND, sentence)
         path = os.path.join(self._scripts_dir, script)
+        if not os.path.isfile(path) and os.path.isfile(shipped := os.path.join(SHIPPED_DIR, script)):
+            path = shipped
         if not os.path.isfile(path):
             raise HotplugError(path, NOT_FOUND, "there is no such file")
         if not os.access(path, os.X_OK):

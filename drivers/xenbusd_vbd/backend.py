@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from collections.abc import Mapping
 
-from xenbusd.api import Backend, BackendDevice, ImageError, boolean, choice, text
+from xenbusd.api import Backend, BackendDevice, Devid, Directories, ImageError, boolean, choice, text
 from xenbusd_vbd.image import Image
 from xenbusd_vbd.pages import CopiedPages, Pages, PersistentPages
 from xenbusd_vbd.protocol import (
@@ -18,10 +19,21 @@ from xenbusd_vbd.protocol import (
     VDISK_REMOVABLE,
 )
 from xenbusd_vbd.server import BlockServer
+from xenbusd_vbd.toolstack import directories, parse_vdev
 
 
 class VbdBackend(Backend, device_class="vbd"):
     """Serve one disk."""
+
+    @classmethod
+    def parse_devid(cls, text: str) -> Devid:
+        """Read xvda, sdb2 or 51712."""
+        return Devid(parse_vdev(text))
+
+    @classmethod
+    def directories(cls, devid: Devid, parameters: Mapping[str, str]) -> Directories:
+        """Take target=, mode= and the others of `xenbusd_vbd.toolstack.PARAMETERS`."""
+        return directories(devid, parameters)
 
     async def run(self, dev: BackendDevice) -> None:
         """Live through one connection: open the image, connect, serve until the frontend has closed."""

@@ -125,10 +125,7 @@ class BackendDevice(Device):
         Raises:
             DeviceOver: nothing to do here.
         """
-        seen = await self.look()
-        self.state = seen.own
-        if seen.own is State.UNKNOWN:
-            raise DeviceOver("removed")
+        seen = await self.begin()
         await self._read_script()
         if seen.own in (State.INITIALISING, State.INIT_WAIT):
             return True

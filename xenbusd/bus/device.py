@@ -184,10 +184,25 @@ class Device(ABC):
                 raise answer
         return values
 
+    async def begin(self) -> Seen:
+        """Look for the first time.
+
+        Raises:
+            DeviceOver: the directory has gone already.
+        """
+        seen = await self.look()
+        if seen.own is State.UNKNOWN:
+            raise DeviceOver("removed")
+        self.state = seen.own
+        self.timeline.record(self.side.value, seen.own.title)
+        return seen
+
     def note(self, seen: Seen) -> Seen:
-        """Keep what was seen, and put the other end's step on the timeline."""
-        if seen.otherend is not self.seen.otherend:
-            self.timeline.record(self.side.opposite.value, seen.otherend.title)
+        """Keep what was seen, and put the steps of others on the timeline: the other end's, and the toolstack's."""
+        if seen.otherend is not self.seen.otherend and seen.own is not State.UNKNOWN:
+            self.timeline.record(self.side.opposite.value, seen.otherend.title if seen.otherend else "gone")
+        if seen.own is not self.seen.own and seen.own not in (self.state, State.UNKNOWN) and self.state:
+            self.timeline.record(self.side.value, seen.own.title)
         self.seen = seen
         return seen
 

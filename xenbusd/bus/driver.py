@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Generic, TypeVar
+from collections.abc import Mapping
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 from xenbusd.bus.backend import BackendDevice
 from xenbusd.bus.frontend import FrontendDevice
+from xenbusd.bus.paths import parse_number
 from xenbusd.bus.state import Side
-from xenbusd.ids import DeviceClass
+from xenbusd.errors import UsageError
+from xenbusd.ids import DeviceClass, Devid
 
 API_VERSION = 1
 """Raised when a driver written for the version before would no longer work."""
 
 Dev = TypeVar("Dev")
+
+
+class Directories(NamedTuple):
+    """The keys that a toolstack writes for a new device, besides those that every class has."""
+
+    backend: dict[str, str]
+    frontend: dict[str, str]
 
 
 class Driver(ABC, Generic[Dev]):
@@ -43,6 +53,27 @@ class Backend(Driver[BackendDevice]):
     """The end that owns the resource: advertise, connect, serve."""
 
     side = Side.BACKEND
+
+    @classmethod
+    def parse_devid(cls, text: str) -> Devid:
+        """Read a device's number as `xenbusctl attach --devid` takes it: decimal, or what the class calls its devices.
+
+        Raises:
+            UsageError: it is none.
+        """
+        number = parse_number(text)
+        if number is None:
+            raise UsageError(f"{text!r} is no device number: write it in decimal")
+        return Devid(number)
+
+    @classmethod
+    def directories(cls, devid: Devid, parameters: Mapping[str, str]) -> Directories:
+        """Turn the NAME=VALUE parameters of `xenbusctl attach` into keys. By default all go to the backend.
+
+        Raises:
+            UsageError: a parameter is unknown, missing or wrong.
+        """
+        return Directories(dict(parameters), {})
 
 
 class Frontend(Driver[FrontendDevice]):

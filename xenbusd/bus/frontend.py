@@ -132,10 +132,7 @@ class FrontendDevice(Device):
         Raises:
             DeviceOver: nothing to do here.
         """
-        seen = await self.look()
-        self.state = seen.own
-        if seen.own is State.UNKNOWN:
-            raise DeviceOver("removed")
+        seen = await self.begin()
         if seen.own is not State.INITIALISING:
             await self.close()
             await self.switch(State.INITIALISING)

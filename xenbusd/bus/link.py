@@ -190,7 +190,8 @@ class FrontLink(Link[FrontRing], Generic[Req, Rsp]):
         if not self._open:
             raise DeviceOver("the connection is over")
         id = self._free.pop()
-        answer = self._waiting[id] = self._loop.create_future()
+        answer: asyncio.Future[Rsp] = self._loop.create_future()
+        self._waiting[id] = answer
         message: Any = request
         self.ring.put(replace(message, id=id).pack())
         self.counters["requests"] += 1

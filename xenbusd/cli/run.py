@@ -1,4 +1,4 @@
-"""`xenbusd serve`, `agent`, `sim` and `store`: argv -> configuration -> a process that runs until it is told to stop."""
+"""`xenbusd serve`, `agent`, `sim` and `store`: argv -> configuration -> a process that runs until told to stop."""
 
 from __future__ import annotations
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from xenbusd.errors import UsageError
 from xenbusd.host.interface import Host
+from xenbusd.host.sim.protocol import STORE_SUFFIX
 from xenbusd.ids import DOM0, Domid
+from xenbusd.store.endpoint import Endpoint, unix_endpoint
 
 
 def open_host(spec: str, *, domid: int | None = None) -> Host:
@@ -30,4 +32,26 @@ def open_host(spec: str, *, domid: int | None = None) -> Host:
         from xenbusd.host.sim.client import SimHost
 
         return SimHost(path, DOM0 if domid is None else Domid(domid))
-    raise UsageError(f"{spec!r} is no host: say xen, or sim:PATH with the socket of a running `xenbusd sim`")
+    raise no_host(spec)
+
+
+def store_of(spec: str) -> Endpoint:
+    """Return dom0's way to the store of a host, for a tool that needs nothing else of the machine.
+
+    Args:
+        spec: as `open_host` takes it.
+
+    Raises:
+        UsageError: it is no host.
+    """
+    if spec == "xen":
+        return unix_endpoint()
+    kind, _, path = spec.partition(":")
+    if kind == "sim" and path:
+        return unix_endpoint(path + STORE_SUFFIX)
+    raise no_host(spec)
+
+
+def no_host(spec: str) -> UsageError:
+    """The sentence for a `spec` that is none."""
+    return UsageError(f"{spec!r} is no host: say xen, or sim:PATH with the socket of a running `xenbusd sim`")

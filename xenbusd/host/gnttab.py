@@ -98,7 +98,7 @@ PROTOTYPES = {
 }
 
 LOG_PROTOTYPES = {
-    "xtl_createlogger_stdiostream": Prototype(ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_int, ctypes.c_uint)),
+    "xtl_createlogger_stdiostream": Prototype(ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)),
 }
 
 

@@ -124,7 +124,7 @@ def _path(state: State, caller: Caller, raw: bytes) -> bytes:
             return raw
         path = raw
     else:
-        if len(raw) > RELATIVE_PATH_MAX:
+        if len(raw) > RELATIVE_PATH_MAX or raw.startswith(b"@"):
             raise Refusal(errno.EINVAL)
         path = caller.domain.home + raw
     if len(path) > ABSOLUTE_PATH_MAX or _PATH.fullmatch(path) is None:

@@ -93,17 +93,17 @@ class Transaction:
         entry = self._entries.get(path)
         return self._tree.nodes.get(path) if entry is None else entry.node
 
-    def rely(self, path: bytes, *, value_only: bool = False) -> None:
+    def rely(self, path: bytes) -> None:
         """As `View.rely`.
 
-        Args:
-            path: what the caller was told about.
-            value_only: it was told the value alone, which may be its own.
+        Of a node that was made here the caller learns that it was not there before, and what it inherits; so what
+        stood in its place, and the node that it inherits from, must stay too.
         """
-        entry = self._entries.get(path)
-        if entry is None or entry.fresh or (value_only and entry.node is not entry.base):
-            return
-        entry.told = True
+        while (entry := self._entries.get(path)) is not None:
+            entry.told = True
+            if not entry.fresh:
+                return
+            path = parent(path)
 
     def listing(self, path: bytes) -> tuple[Iterable[bytes], int]:
         """As `View.listing`."""

@@ -73,7 +73,7 @@ class View(Protocol):
     def peek(self, path: bytes) -> Node | None:
         """Return a node that merely decides how an operation is refused."""
 
-    def rely(self, path: bytes, *, value_only: bool = False) -> None:
+    def rely(self, path: bytes) -> None:
         """Note that the caller is told what `find` returned: the node, or that there is none."""
 
     def listing(self, path: bytes) -> tuple[Iterable[bytes], int]:
@@ -139,7 +139,7 @@ class Tree:
         self.create(b"/tool", Node(b"", dom0))
         self.create(b"/tool/xenstored", Node(b"", dom0))
 
-    def rely(self, path: bytes, *, value_only: bool = False) -> None:
+    def rely(self, path: bytes) -> None:
         """Remember nothing: what is read outside a transaction holds only for that moment."""
 
     def listing(self, path: bytes) -> tuple[Iterable[bytes], int]:

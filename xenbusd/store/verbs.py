@@ -19,14 +19,14 @@ from xenbusd.store.tree import ROOT, Change, Node, View, basename, parent, size
 def read(view: View, domain: Domain, path: bytes) -> bytes:
     """Return a node's value."""
     node = _existing(view, domain, path, READ)
-    view.rely(path, value_only=True)
+    view.rely(path)
     return node.value
 
 
 def directory(view: View, domain: Domain, path: bytes) -> tuple[Iterable[bytes], int]:
     """Return the names of a node's children, and a number that is another whenever they are."""
     _existing(view, domain, path, READ)
-    view.rely(path, value_only=True)
+    view.rely(path)
     return view.listing(path)
 
 

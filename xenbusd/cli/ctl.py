@@ -1,0 +1,275 @@
+"""`xenbusctl`: attaches, detaches and shows devices. What is in the store it reads there; what only a daemon knows it
+asks the daemon for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import asdict
+from typing import Any, cast
+
+import click
+
+from xenbusd import registry, toolstack
+from xenbusd.bus.driver import Backend
+from xenbusd.bus.paths import DeviceId, check_class, parse_name
+from xenbusd.bus.state import Side, State
+from xenbusd.cli.diagram import draw
+from xenbusd.cli.exits import sentences
+from xenbusd.config import Config, load
+from xenbusd.errors import NodeNotFound, OtherendTimeout, UsageError, XenbusdError
+from xenbusd.host.choose import store_of
+from xenbusd.ids import DOM0, Domid
+from xenbusd.store.client import StoreClient
+
+
+class Context:
+    """Which host, and where its daemon answers."""
+
+    def __init__(self, config: Config, as_json: bool) -> None:
+        self.config = config
+        self.as_json = as_json
+
+    def in_store(self, body: Callable[[StoreClient], Awaitable[None]]) -> None:
+        """Run `body` with a session of dom0."""
+
+        async def run() -> None:
+            async with StoreClient(store_of(self.config.daemon.host)) as store:
+                await body(store)
+
+        self.run(run())
+
+    @staticmethod
+    def run(main: Coroutine[Any, Any, None]) -> None:
+        """Run a command to its end; what goes wrong becomes a sentence."""
+        with sentences():
+            asyncio.run(main)
+
+    async def ask(self, command: str, device: str | None = None) -> Any:
+        """Ask dom0's daemon.
+
+        Raises:
+            XenbusdError: it does not run, or says no.
+        """
+        path = os.path.join(self.config.run_dir(DOM0), "control.sock")
+        try:
+            reader, writer = await asyncio.open_unix_connection(path, limit=1 << 26)
+        except OSError as error:
+            raise XenbusdError(f"no daemon answers at {path} ({error.strerror}): is `xenbusd serve` running?") from None
+        try:
+            writer.write(json.dumps({"command": command, "device": device}).encode() + b"\n")
+            answer = json.loads(await reader.readline() or b'{"error": "the daemon hung up"}')
+        finally:
+            writer.close()
+        if "error" in answer:
+            raise XenbusdError(answer["error"])
+        return answer["ok"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--host", metavar="xen|sim:PATH", envvar="XENBUSD_HOST", help="the machine  [xen]")
+@click.option(
+    "--run-dir", metavar="DIR", help="the daemon's folder  [/run/xenbusd, or beside a simulated host's socket]"
+)
+@click.option("--config", "config_path", metavar="FILE", help="the daemon's configuration file")
+@click.option("--json", "as_json", is_flag=True, help="print JSON, for programs")
+@click.version_option(package_name="xenbusd")
+@click.pass_context
+def main(
+    click_context: click.Context, host: str | None, run_dir: str | None, config_path: str | None, as_json: bool
+) -> None:
+    """Attach, detach and look at devices. A device's name is CLASS/DOMID/DEVID, as in vbd/3/51712."""
+    with sentences():
+        config = load(config_path) if config_path else Config()
+        click_context.obj = Context(config.with_overrides(host=host, run_dir=run_dir), as_json)
+
+
+@main.command()
+@click.argument("device_class", metavar="CLASS")
+@click.argument("parameters", nargs=-1, metavar="[NAME=VALUE]...")
+@click.option("--domain", required=True, type=click.IntRange(0, 0x7FEF), help="the guest's domid")
+@click.option("--devid", required=True, help="the device's number, or a name such as xvda")
+@click.option(
+    "--deadline", default=toolstack.ATTACH_S, show_default=True, help="seconds to wait until both ends are Connected"
+)
+@click.option("--no-wait", is_flag=True, help="return when the device is in the store")
+@click.pass_obj
+def attach(
+    context: Context,
+    device_class: str,
+    parameters: tuple[str, ...],
+    domain: int,
+    devid: str,
+    deadline: float,
+    no_wait: bool,
+) -> None:
+    """Give a domain a device, and wait until it is Connected.
+
+    For a disk: xenbusctl attach vbd --domain 3 --devid xvda target=/srv/disk.img mode=w
+    """
+
+    async def run(store: StoreClient) -> None:
+        name = check_class(device_class)
+        driver = cast("type[Backend]", registry.find(Side.BACKEND, [name])[name])
+        number = driver.parse_devid(devid)
+        keys = driver.directories(number, _parse_parameters(parameters))
+        id = DeviceId(name, Domid(domain), number)
+        await toolstack.attach(store, id, keys.backend, keys.frontend)
+        if not no_wait:
+            await _wait(store, id, deadline)
+        if context.as_json:
+            click.echo(json.dumps({"device": str(id), "connected": not no_wait}))
+        else:
+            click.echo(f"{id} is {'in the store' if no_wait else 'Connected'}")
+
+    context.in_store(run)
+
+
+def _parse_parameters(words: tuple[str, ...]) -> dict[str, str]:
+    parameters: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise UsageError(f"{word!r} is no parameter: write NAME=VALUE, as in mode=w")
+        if name in parameters:
+            raise UsageError(f"{name} is given twice")
+        parameters[name] = value
+    return parameters
+
+
+async def _wait(store: StoreClient, id: DeviceId, deadline_s: float) -> None:
+    """Wait with a line of progress on a terminal; if it fails, or is interrupted, leave nothing behind."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with console.status(f"{id} ...") as status:
+        try:
+            await toolstack.wait_connected(
+                store, id, deadline_s=deadline_s, progress=lambda text: status.update(f"{id}: {text}")
+            )
+        except BaseException as error:
+            status.update(f"{id}: taking it back")
+            try:
+                await toolstack.detach(store, id, force=True)
+            except XenbusdError as trouble:
+                raise OtherendTimeout(f"{error}; and taking it back: {trouble}") from None
+            raise
+
+
+@main.command()
+@click.argument("device")
+@click.option("--force", is_flag=True, help="take it away even if the frontend does not close")
+@click.option("--deadline", default=toolstack.DETACH_S, show_default=True, help="seconds for the ends to close")
+@click.pass_obj
+def detach(context: Context, device: str, force: bool, deadline: float) -> None:
+    """Take a device away."""
+
+    async def run(store: StoreClient) -> None:
+        id = parse_name(device)
+        await toolstack.detach(store, id, force=force, deadline_s=deadline)
+        click.echo(json.dumps({"device": str(id), "detached": True}) if context.as_json else f"{id} is detached")
+
+    context.in_store(run)
+
+
+@main.command("list")
+@click.pass_obj
+def list_devices(context: Context) -> None:
+    """Show every device whose backend is in dom0."""
+
+    async def run(store: StoreClient) -> None:
+        found = [(id, await toolstack.look(store, id)) for id in await toolstack.devices(store)]
+        if context.as_json:
+            click.echo(json.dumps([{"device": str(id), **_as_json(pair)} for id, pair in found]))
+            return
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(box=box.SIMPLE_HEAD)
+        for title in ("device", "backend", "frontend", "online", "waiting"):
+            table.add_column(title, overflow="fold")
+        for id, pair in found:
+            table.add_row(
+                str(id), pair.backend.title, pair.frontend.title, "yes" if pair.online else "no", _waiting(pair, id)
+            )
+        Console(soft_wrap=not os.isatty(1)).print(table)
+
+    context.in_store(run)
+
+
+def _waiting(pair: toolstack.PairState, id: DeviceId) -> str:
+    return "" if pair.backend is State.CONNECTED and pair.frontend is State.CONNECTED else pair.stuck(id)
+
+
+def _as_json(pair: toolstack.PairState) -> dict[str, object]:
+    return {key: value.title if isinstance(value, State) else value for key, value in asdict(pair).items()}
+
+
+@main.command()
+@click.argument("device")
+@click.pass_obj
+def show(context: Context, device: str) -> None:
+    """Show all that is known of a device: both ends' nodes, its ring and counters, and who waits for what."""
+
+    async def run(store: StoreClient) -> None:
+        id = parse_name(device)
+        pair = await toolstack.look(store, id)
+        if pair.backend is State.UNKNOWN and pair.frontend is State.UNKNOWN:
+            raise UsageError(f"there is no device {id}; `xenbusctl list` shows those there are")
+        try:
+            daemon = await context.ask("show", str(id))
+        except XenbusdError as error:
+            daemon = {"unknown": str(error)}
+        nodes = {side.value: await _nodes(store, id.path(side)) for side in Side}
+        known = {"device": str(id), **_as_json(pair), "waiting": _waiting(pair, id), "nodes": nodes, "daemon": daemon}
+        if context.as_json:
+            click.echo(json.dumps(known))
+            return
+        for key, value in known.items():
+            if isinstance(value, dict):
+                click.echo(f"{key}:")
+                for name, inner in value.items():
+                    if isinstance(inner, dict):
+                        click.echo(f"  {name}: {id.path(Side(name)) if key == 'nodes' else ''}".rstrip())
+                        for leaf, text in inner.items():
+                            click.echo(f"    {leaf} = {text}")
+                    else:
+                        click.echo(f"  {name}: {inner}")
+            elif value not in (None, ""):
+                click.echo(f"{key}: {value}")
+
+    context.in_store(run)
+
+
+async def _nodes(store: StoreClient, path: str) -> dict[str, str]:
+    """A directory's keys and values."""
+    nodes = {}
+    try:
+        for name in await store.directory(path):
+            nodes[name] = (await store.read(f"{path}/{name}")).decode("utf-8", "backslashreplace")
+    except NodeNotFound:
+        pass
+    return nodes
+
+
+@main.command()
+@click.argument("device")
+@click.pass_obj
+def timeline(context: Context, device: str) -> None:
+    """Draw who did what, and when, as the 2006 paper does; of a device that is there, or was there last."""
+
+    async def run() -> None:
+        known = await context.ask("timeline", str(parse_name(device)))
+        if context.as_json:
+            click.echo(json.dumps(known))
+        else:
+            click.echo("\n".join(draw(known["entries"])))
+
+    context.run(run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Draws a device's timeline in the form of the 2006 paper's event diagram. Pure.
+
+One line for each event: the milliseconds since the first, then the columns Hotplug, Backend and Frontend. An arrow
+points to the column that the event is meant for, as in the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+HOTPLUG, BACKEND, FRONTEND = 20, 44, 72
+"""The middle of each column."""
+
+WIDTH = FRONTEND + 8
+
+_TO_THE_OTHER_END = frozenset({"Initialised", "Connected", "Closing", "Closed"})
+"""Steps that the paper draws as an arrow to the other end."""
+
+
+def draw(entries: Sequence[Mapping[str, object]]) -> list[str]:
+    """Return the diagram's lines.
+
+    Args:
+        entries: events, oldest first: `at` in seconds, `actor` ("hotplug", "backend", "frontend"), `event`.
+    """
+    lines = [
+        _line("", [(BACKEND, "Xenbus"), (FRONTEND, "Xenbus")]),
+        _line("    ms", [(HOTPLUG, "Hotplug"), (BACKEND, "Backend"), (FRONTEND, "Frontend")]),
+        _line("", [(HOTPLUG, "-------"), (BACKEND, "-------"), (FRONTEND, "--------")]),
+    ]
+    start = float(str(entries[0]["at"])) if entries else 0.0
+    began = {"backend": False, "frontend": False}
+    left = list(entries)
+    if {str(entry["actor"]) for entry in left[:2]} == set(began) and left[0]["event"] == left[1]["event"]:
+        title = str(left[0]["event"])
+        lines.append(_line(_ms(0.0), [(BACKEND, title), (FRONTEND, title)]))
+        left = left[2:]
+        began = {"backend": True, "frontend": True}
+    for entry in left:
+        actor, event = str(entry["actor"]), str(entry["event"])
+        if actor in began:
+            began[actor] = True
+        marks = [(BACKEND, "|")] * began["backend"] + [(FRONTEND, "|")] * began["frontend"]
+        lines.append(_event(_ms(float(str(entry["at"])) - start), actor, event, marks))
+    return lines
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:8.1f}"
+
+
+def _event(time: str, actor: str, event: str, marks: list[tuple[int, str]]) -> str:
+    """One event's line. `marks` are the columns that have begun; the actor's own is replaced by its event."""
+    if actor == "hotplug":
+        if event in ("start", "remove"):
+            arrow = f"|<---{event}".ljust(BACKEND - HOTPLUG, "-") + "+"
+            return _line(time, [*(m for m in marks if m[0] != BACKEND)], start=(HOTPLUG, arrow))
+        arrow = event.ljust(BACKEND - HOTPLUG + len(event) // 2 - 1, "-") + ">|"
+        return _line(time, [m for m in marks if m[0] != BACKEND], start=(HOTPLUG - len(event) // 2, arrow))
+    column = BACKEND if actor == "backend" else FRONTEND
+    others = [m for m in marks if m[0] != column]
+    if event not in _TO_THE_OTHER_END or not others:
+        return _line(time, [*others, (column, event)])
+    if actor == "backend":
+        begin = BACKEND - len(event) // 2
+        return _line(time, [], start=(begin, event.ljust(FRONTEND - begin - 1, "-") + ">|"))
+    end = FRONTEND - len(event) // 2 + len(event)
+    return _line(time, [], start=(BACKEND, "|<" + event.rjust(end - BACKEND - 2, "-")))
+
+
+def _line(time: str, centred: Sequence[tuple[int, str]], start: tuple[int, str] | None = None) -> str:
+    """Put pieces on a line: some centred on a column, one beginning at a column."""
+    cells = list(time.ljust(WIDTH + 8))
+    pieces = [(column - len(text) // 2, text) for column, text in centred]
+    for at, text in [*pieces, *([start] if start else [])]:
+        cells[at : at + len(text)] = text
+    return "".join(cells).rstrip()
