@@ -44,11 +44,11 @@ class PairState:
         front, back = f"the frontend in domain {id.frontend_domid}", f"the backend in domain {id.backend_domid}"
         if self.backend is State.UNKNOWN:
             return "its backend directory is gone"
+        if self.hotplug_error:
+            return f"the hotplug script reports: {self.hotplug_error}"
         for who, error in ((back, self.backend_error), (front, self.frontend_error)):
             if error:
                 return f"{who} reports: {error}"
-        if self.hotplug_error:
-            return f"the hotplug script reports: {self.hotplug_error}"
         if self.backend is State.INITIALISING:
             return f"{back} has not begun; is `xenbusd serve` running there, with a driver for {id.device_class}?"
         if self.backend is State.INIT_WAIT and self.script and self.hotplug_status != "connected":

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
+import stat
 from collections.abc import Mapping
 
-from xenbusd.api import Backend, BackendDevice, Devid, Directories, ImageError, boolean, choice, text
+from xenbusd.api import Backend, BackendDevice, Devid, Directories, ImageError, UsageError, boolean, choice, text
 from xenbusd_vbd.image import Image
 from xenbusd_vbd.pages import CopiedPages, Pages, PersistentPages
 from xenbusd_vbd.protocol import (
@@ -32,8 +34,16 @@ class VbdBackend(Backend, device_class="vbd"):
 
     @classmethod
     def directories(cls, devid: Devid, parameters: Mapping[str, str]) -> Directories:
-        """Take target=, mode= and the others of `xenbusd_vbd.toolstack.PARAMETERS`."""
-        return directories(devid, parameters)
+        """Take target=, mode= and the others of `xenbusd_vbd.toolstack.PARAMETERS`; the target must be there."""
+        keys = directories(devid, parameters)
+        path = raw_path(keys.backend["params"])
+        try:
+            mode = os.stat(path).st_mode
+        except OSError as error:
+            raise UsageError(f"vbd: cannot serve {path}: {error.strerror}") from None
+        if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+            raise UsageError(f"vbd: cannot serve {path}: it is neither a regular file nor a block device")
+        return keys
 
     async def run(self, dev: BackendDevice) -> None:
         """Live through one connection: open the image, connect, serve until the frontend has closed."""

@@ -184,6 +184,9 @@ def list_devices(context: Context) -> None:
         if context.as_json:
             click.echo(json.dumps([{"device": str(id), **_as_json(pair)} for id, pair in found]))
             return
+        if not found:
+            click.echo("no devices")
+            return
         from rich import box
         from rich.console import Console
         from rich.table import Table

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 
 from xenbusd.store.permissions import Permissions
 from xenbusd.store.quotas import Refusal
-from xenbusd.store.tree import Change, Node, Tree, View, basename, child, parent
+from xenbusd.store.tree import ROOT, Change, Node, Tree, View, basename, child, parent
 
 Edit = Callable[[View], None]
 """An edit that can be done again: it raises `Refusal` if it is not possible any more."""
@@ -32,12 +32,13 @@ class Entry:
         names: the names below `base` as they were first listed; None if they were not.
         generation: of the names below `base` when they were listed or swept away; None if neither.
         fresh: the node was made here, and what the tree has below it does not show.
+        hidden: `base` does not show, because a node above it has been removed or made here, or was not there.
         added: names made here.
         removed: names taken away here.
         grown: bytes by which the names have grown; negative if they have shrunk.
     """
 
-    __slots__ = ("added", "base", "fresh", "generation", "grown", "names", "node", "removed", "told")
+    __slots__ = ("added", "base", "fresh", "generation", "grown", "hidden", "names", "node", "removed", "told")
 
     def __init__(self, base: Node | None) -> None:
         self.base = base
@@ -46,6 +47,7 @@ class Entry:
         self.names: tuple[bytes, ...] | None = None
         self.generation: int | None = None
         self.fresh = False
+        self.hidden = False
         self.added: dict[bytes, None] = {}
         self.removed: set[bytes] = set()
         self.grown = 0
@@ -91,19 +93,26 @@ class Transaction:
     def peek(self, path: bytes) -> Node | None:
         """As `View.peek`."""
         entry = self._entries.get(path)
-        return self._tree.nodes.get(path) if entry is None else entry.node
+        if entry is not None:
+            return entry.node
+        return None if self._is_hidden(path) else self._tree.nodes.get(path)
 
     def rely(self, path: bytes) -> None:
         """As `View.rely`.
 
         Of a node that was made here the caller learns that it was not there before, and what it inherits; so what
-        stood in its place, and the node that it inherits from, must stay too.
+        stood in its place, and the node that it inherits from, must stay too. Likewise what hides a node.
         """
-        while (entry := self._entries.get(path)) is not None:
-            entry.told = True
-            if not entry.fresh:
+        entry = self._entries.get(path)
+        while True:
+            if entry is not None:
+                entry.told = True
+                if not (entry.fresh or entry.hidden):
+                    return
+            if path == ROOT or not path.startswith(ROOT):
                 return
             path = parent(path)
+            entry = self._entries.get(path)
 
     def listing(self, path: bytes) -> tuple[Iterable[bytes], int]:
         """As `View.listing`."""
@@ -234,8 +243,21 @@ class Transaction:
         if entry is None:
             if self._nodes_max is not None and len(self._entries) >= self._nodes_max:
                 raise Refusal(errno.ENOSPC)
-            entry = self._entries[path] = Entry(self._tree.nodes.get(path))
+            entry = Entry(self._tree.nodes.get(path))
+            if entry.base is not None and self._is_hidden(path):
+                entry.hidden = True
+                entry.node = None
+            self._entries[path] = entry
         return entry
+
+    def _is_hidden(self, path: bytes) -> bool:
+        """Say whether what the tree has at this path, not touched yet, is out of sight because of what is above it."""
+        while path != ROOT and path.startswith(ROOT):
+            path = parent(path)
+            entry = self._entries.get(path)
+            if entry is not None:
+                return entry.node is None or entry.fresh
+        return False
 
     def _names(self, entry: Entry) -> Iterable[bytes]:
         if entry.fresh:

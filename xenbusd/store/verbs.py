@@ -63,7 +63,7 @@ def rm(view: View, domain: Domain, path: bytes) -> None:
         raise Refusal(errno.EINVAL)
     if node is None:
         if view.find(parent(path)) is None:
-            view.rely(path)
+            view.rely(parent(path))
             raise Refusal(errno.ENOENT)
         return
     remove(view, path)
@@ -71,12 +71,12 @@ def rm(view: View, domain: Domain, path: bytes) -> None:
 
 def remove(view: View, path: bytes) -> None:
     """Remove an existing node and everything below it, whoever asks, and note the changes."""
+    # A transaction may have the node while its parent has been removed behind the transaction's back.
     above = view.find(parent(path))
-    assert above is not None
     doomed = view.below(path)
     perms = {here: node.perms for here, node in doomed}
     view.remove(path)
-    view.changes.append(Change(path, False, (perms[path], above.perms)))
+    view.changes.append(Change(path, False, (perms[path], *((above.perms,) if above else ()))))
     for here, node in doomed[1:]:
         view.changes.append(Change(here, True, (node.perms, perms[parent(here)])))
 
