@@ -75,7 +75,7 @@ async def attach(store: StoreClient, id: DeviceId, back: Mapping[str, str], fron
         UsageError: there is such a device already, or no such domain.
     """
     if not await store.is_domain_introduced(id.frontend_domid) and id.frontend_domid != 0:
-        raise UsageError(f"there is no domain {id.frontend_domid}; `xl list` or xenbusctl list shows those there are")
+        raise UsageError(f"there is no domain {id.frontend_domid}: start it first (`xl list` shows those that run)")
     n, b = id.frontend_domid, id.backend_domid
     directories = (
         (

@@ -21,6 +21,9 @@ class EchoFrontend(Frontend, device_class="echo"):
         await dev.backend_ready()  # the backend is at InitWait
         upper = await dev.otherend.read("feature-upper", boolean, default=False)
         async with dev.offer(RING, request_upper=upper) as ring:  # -> Initialised; entered once the backend Connected
-            async with await start_unix_server(converse, dev.run_path("sock")):
+            server = await start_unix_server(converse, dev.run_path("sock"))
+            try:
                 await dev.connected()  # -> Connected
                 await ring.closed()
+            finally:
+                server.close()

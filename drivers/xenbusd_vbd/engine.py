@@ -74,7 +74,7 @@ class Engine:
             return False
         try:
             request = job.request
-            return self._image.read(job.buffers, request.sector * SECTOR, request.sectors * SECTOR, nowait=True)
+            return self._image.read(job.buffers, request.sector * SECTOR, request.sectors * SECTOR, True)
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP:
                 self._nowait = False

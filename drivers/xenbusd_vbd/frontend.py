@@ -4,6 +4,7 @@ kernel has the nbd module. The keys are in this package's README."""
 from __future__ import annotations
 
 from xenbusd.api import Frontend, FrontendDevice, NodeValueError, boolean, unsigned
+from xenbusd_vbd.nbd_device import Kernel, NbdDevice, NbdDeviceError
 from xenbusd_vbd.nbd_export import NbdExport
 from xenbusd_vbd.protocol import SECTOR, VDISK_READONLY, X86_64
 from xenbusd_vbd.queue import BlockQueue, Geometry, pool_pages
@@ -21,6 +22,7 @@ class VbdFrontend(Frontend, device_class="vbd"):
     def __init__(self) -> None:
         self._queue: BlockQueue | None = None
         self._export: NbdExport | None = None
+        self._device: NbdDevice | None = None
 
     async def run(self, dev: FrontendDevice) -> None:
         """Live through one connection: offer a ring and data pages, learn the disk's geometry, pass requests on."""
@@ -45,11 +47,24 @@ class VbdFrontend(Frontend, device_class="vbd"):
             name = await dev.own.read("virtual-device", unsigned(), default=int(dev.id.devid))
             self._export = NbdExport(queue, name=f"vbd-{name}", log=dev.log.warning)
             await self._export.listen(dev.run_path("sock"))
+            if dev.options.get("nbd_device", True) and Kernel().has_nbd():
+                await self._attach_to_kernel(dev, self._export)
+
+    async def _attach_to_kernel(self, dev: FrontendDevice, export: NbdExport) -> None:
+        """Make the disk a block device of this domain; without one, it still has its socket."""
+        try:
+            self._device = await NbdDevice.attach(export)
+        except NbdDeviceError as error:
+            dev.log.warning("nbd.failed", error=str(error))
+        else:
+            dev.log.info("nbd.attached", path=self._device.path)
 
     async def close(self) -> None:
-        """The device is gone: fail what is left, and end the export."""
+        """The device is gone: fail what is left, and end the block device and the export."""
         if self._queue is not None:
             self._queue.die()
+        if self._device is not None:
+            await self._device.detach()
         if self._export is not None:
             await self._export.close()
 

@@ -24,6 +24,8 @@ _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
 _MEMORY_FILESYSTEMS = frozenset({0x01021994, 0x858458F6})
 """linux/magic.h: TMPFS_MAGIC, RAMFS_MAGIC. Reads and writes there never wait for a device."""
 
+_NOWAIT = os.RWF_NOWAIT
+
 _libc = ctypes.CDLL("libc.so.6", use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 _libc.fallocate.restype = ctypes.c_int
@@ -108,14 +110,14 @@ class Image:
         except (OSError, ValueError):
             return False
 
-    def read(self, buffers: Sequence[memoryview], offset: int, length: int, *, nowait: bool = False) -> bool:
+    def read(self, buffers: Sequence[memoryview], offset: int, length: int, nowait: bool = False) -> bool:
         """Fill `buffers`, `length` bytes together. With `nowait`, only if that needs no device: False if it does.
 
         Raises:
             OSError: reading failed, or the image has become shorter.
         Blocks: without `nowait`, for the device.
         """
-        done = os.preadv(self.fd, buffers, offset, os.RWF_NOWAIT if nowait else 0)
+        done = os.preadv(self.fd, buffers, offset, _NOWAIT if nowait else 0)
         if done != length:
             if nowait:
                 return False

@@ -84,6 +84,10 @@ class Kernel:
         """Return whether a device is in use: only then does it have a pid (drivers/block/nbd.c, pid_show)."""
         return os.path.exists(os.path.join(self.sys_block, name, "pid"))
 
+    def has_nbd(self) -> bool:
+        """Return whether the kernel has the nbd module, and so any devices."""
+        return os.path.exists(os.path.join(self.sys_block, "nbd0"))
+
     def free(self) -> list[str]:
         """Return the names of the devices that are not in use, the lowest number first.
 

@@ -83,6 +83,9 @@ class Abi:
         if count > SEGMENTS_MAX:
             _, _, _, id, sector = self._rw[0].unpack_from(run, start)
             return Request(op, id, sector, -1, (), (), ())
+        if count == 1:  # the commonest by far
+            _, _, _, id, sector, gref, first, last = self._rw[1].unpack_from(run, start)
+            return Request(op, id, sector, last - first + 1, (gref,), (first,), (last,))
         fields = self._rw[count].unpack_from(run, start)
         firsts, lasts = fields[6::3], fields[7::3]
         sectors = sum(lasts) - sum(firsts) + count
@@ -121,7 +124,7 @@ DEFAULT_ABI = X86_32.name
 """What an absent `protocol` means to Linux, QEMU and tapback alike, even for a 64-bit guest (T29)."""
 
 
-def check(request: Request, capacity: int, *, read_only: bool, discard: bool) -> int:
+def check(request: Request, capacity: int, read_only: bool, discard: bool) -> int:
     """Say whether a request may be carried out (T32).
 
     Args:

@@ -53,20 +53,21 @@ class BlockServer:
     def _begin(self, requests: list[Request]) -> None:
         """Begin requests in order. Answer at once those that may not be carried out; hold those that must wait."""
         capacity, read_only, discard = self._image.sectors, not self._image.writable, self._image.can_discard
+        careful = self._alone or self._pages.full
         accepted: list[Request] = []
         for position, request in enumerate(requests):
-            status = check(request, capacity, read_only=read_only, discard=discard)
+            status = check(request, capacity, read_only, discard)
             if status != OKAY:
                 self._answer(request, status)
                 continue
             alone = request.op == WRITE_BARRIER  # after everything before it, and before everything after it (T37)
-            if alone or self._alone or self._pages.full:
+            if alone or careful:
                 self._submit(accepted)
                 accepted = []
                 if self._under_way:
                     self._held.extend(requests[position:])
                     return
-                self._alone = alone
+                careful = self._alone = alone
             accepted.append(request)
         self._submit(accepted)
 
@@ -86,16 +87,23 @@ class BlockServer:
         if not jobs:
             return
         self._pages.finish(jobs)  # data delivered, and nothing left mapped that should not be, before the answers
+        put, pack = self._ring.put, self._abi.pack_response
+        sectors = errors = 0
         for job in jobs:
-            self._answer(job.request, job.status)
+            request, status = job.request, job.status
+            put(pack(request.id, request.op, status))
+            if status == OKAY:
+                sectors += request.sectors
+            else:
+                errors += 1
+        self._counters["bytes"] += sectors * SECTOR
+        self._counters["errors"] += errors
         self._under_way -= len(jobs)
 
     def _answer(self, request: Request, status: int) -> None:
+        """Refuse a request."""
         self._ring.put(self._abi.pack_response(request.id, answered_op(request), status))
-        if status == OKAY:
-            self._counters["bytes"] += request.sectors * SECTOR
-        else:
-            self._counters["errors"] += 1
+        self._counters["errors"] += 1
 
     def _finish(self, jobs: list[Job]) -> None:
         """The engine's worker has done jobs: answer them, and go on with what was held."""

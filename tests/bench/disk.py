@@ -12,8 +12,6 @@ from contextlib import closing
 from statistics import median
 
 from machine import Machine, cpu_s, machine
-from xenbusd_vbd.frontend import VbdFrontend
-from xenbusd_vbd.queue import BlockQueue
 
 from xenbusd import log, toolstack
 from xenbusd.api import FrontendDevice
@@ -27,6 +25,8 @@ from xenbusd.ids import DeviceClass, Devid, Domid
 from xenbusd.loop import run
 from xenbusd.store.client import StoreClient
 from xenbusd.store.endpoint import unix_endpoint
+from xenbusd_vbd.frontend import VbdFrontend
+from xenbusd_vbd.queue import BlockQueue
 
 IMAGE_MIB = 256
 BLOCK = 4096
@@ -49,13 +49,17 @@ def measure() -> Iterator[tuple[str, str, str, bool | None]]:
     """Requests per second, CPU per request, and latency; the backend keeps to one core and we to another."""
     log.setup(level="warning")
     with machine() as host:
+        image = host.folder / "disk.img"
+        with open(image, "wb") as file:
+            for _ in range(IMAGE_MIB):
+                file.write(os.urandom(1 << 20))
         backend = host.serve("--class", "vbd", "--log-level", "warning")
         cores = sorted(os.sched_getaffinity(0))
         if len(cores) > 1:
             os.sched_setaffinity(backend.pid, {cores[0]})
             os.sched_setaffinity(0, {cores[1]})
         try:
-            rates, cpu_us, latencies = run(_measure(host, backend.pid))
+            rates, cpu_us, latencies = run(_measure(host, str(image), backend.pid))
         finally:
             os.sched_setaffinity(0, set(cores))
     rate = max(rates)
@@ -72,11 +76,7 @@ def measure() -> Iterator[tuple[str, str, str, bool | None]]:
     yield "vbd: latency at depth 1", f"p50 {p50:.0f} us, p99 {p99:.0f} us", "", None
 
 
-async def _measure(host: Machine, backend_pid: int) -> tuple[list[float], list[float], list[float]]:
-    image = host.folder / "disk.img"
-    with open(image, "wb") as file:
-        for _ in range(IMAGE_MIB):
-            file.write(os.urandom(1 << 20))
+async def _measure(host: Machine, image: str, backend_pid: int) -> tuple[list[float], list[float], list[float]]:
     loop = asyncio.get_running_loop()
     BenchFrontend.queue = loop.create_future()
     id = DeviceId(DeviceClass("vbd"), Domid(1), Devid(51712))
@@ -86,7 +86,7 @@ async def _measure(host: Machine, backend_pid: int) -> tuple[list[float], list[f
             around.ports.start()
             scan = Scan(around, BenchFrontend, DeviceClass("vbd"), Side.FRONTEND)
             task = asyncio.create_task(scan.run())
-            await toolstack.attach(dom0, id, {"params": str(image), "mode": "r"}, {"virtual-device": "51712"})
+            await toolstack.attach(dom0, id, {"params": image, "mode": "r"}, {"virtual-device": "51712"})
             await toolstack.wait_connected(dom0, id)
             queue = await BenchFrontend.queue
             await _load(queue, DEPTH, 0.5)  # until the pages are mapped

@@ -28,7 +28,12 @@ def measure() -> Iterator[tuple[str, str, str, bool | None]]:
         run(_attach(host, ids, FEW, DEVICES))
         each = (rss_kib(daemon.pid) - before) / (DEVICES - FEW) - RING_KIB
         agent_each = (rss_kib(agents[0].pid) - agent_before) / ((DEVICES - FEW) / GUESTS) - RING_KIB
-    yield f"memory: dom0, each of {DEVICES} idle devices", f"{each:.1f} KiB beyond its ring", "at most 64 KiB", each <= 64
+    yield (
+        f"memory: dom0, each of {DEVICES} idle devices",
+        f"{each:.1f} KiB beyond its ring",
+        "at most 64 KiB",
+        each <= 64,
+    )
     yield "memory: guest, each idle device", f"{agent_each:.1f} KiB beyond its ring", "at most 64 KiB", agent_each <= 64
 
 

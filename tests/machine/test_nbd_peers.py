@@ -242,13 +242,7 @@ async def test_fio(served: Served, tmp_path: Path) -> None:
     """fio's nbd engine writes at random at depth 32 and verifies every block by checksum."""
     arguments = ("--name=verify", "--ioengine=nbd", f"--uri={served.uri()}", "--rw=randwrite", "--bs=4k", "--size=8M")
     report = tmp_path / "report"
-    options = (
-        "--iodepth=32",
-        "--verify=crc32c",
-        "--output-format=json",
-        f"--output={report}",
-        f"--aux-path={tmp_path}",
-    )
-    await served.run("fio", *arguments, *options)
+    output = ("--output-format=json", f"--output={report}", f"--aux-path={tmp_path}")
+    await served.run("fio", *arguments, "--iodepth=32", "--verify=crc32c", *output)
     (job,) = json.loads(report.read_text())["jobs"]
     assert (job["error"], job["write"]["io_bytes"], job["read"]["io_bytes"]) == (0, 8 << 20, 8 << 20)

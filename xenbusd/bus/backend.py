@@ -10,7 +10,7 @@ from xenbusd.bus.device import Device
 from xenbusd.bus.link import BackLink
 from xenbusd.bus.nodes import Value, keys
 from xenbusd.bus.state import ACTIVE, OFFERED, Seen, Side, State, backend_over, parse_state
-from xenbusd.errors import DeviceOver, HotplugError, NodeNotFound, OtherendTimeout
+from xenbusd.errors import HotplugError, NodeNotFound, OtherendTimeout
 from xenbusd.ring.layout import Req, RingFormat, Rsp
 from xenbusd.ring.shared import BackRing
 from xenbusd.store.transaction import Transaction

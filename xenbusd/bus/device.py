@@ -199,10 +199,10 @@ class Device(ABC):
 
     def note(self, seen: Seen) -> Seen:
         """Keep what was seen, and put the steps of others on the timeline: the other end's, and the toolstack's."""
-        if seen.otherend is not self.seen.otherend and seen.own is not State.UNKNOWN:
-            self.timeline.record(self.side.opposite.value, seen.otherend.title if seen.otherend else "gone")
         if seen.own is not self.seen.own and seen.own not in (self.state, State.UNKNOWN) and self.state:
             self.timeline.record(self.side.value, seen.own.title)
+        if seen.otherend is not self.seen.otherend and seen.own is not State.UNKNOWN:
+            self.timeline.record(self.side.opposite.value, seen.otherend.title if seen.otherend else "gone")
         self.seen = seen
         return seen
 
@@ -315,8 +315,13 @@ class Device(ABC):
     async def report(self, error: Exception) -> None:
         """Leave an error where tools look for it: `error/<nodename>/error` = "<errno> <text>" (T58)."""
         text = f"{errno_of(error)} {error}".encode("utf-8", "backslashreplace")[:ERROR_TEXT_MAX]
+
+        async def body(tx: Transaction) -> None:
+            await tx.read(self.path + "/state")  # a device that has gone leaves nothing behind (T7)
+            await tx.write(self.id.error_path(self.side), text)
+
         with suppress(StoreError):  # our part of the store may be full or going away; the log has it too
-            await self.store.write(self.id.error_path(self.side), text)
+            await self.store.transaction(body)
 
     async def clear_error(self) -> None:
         """Remove what `report` left, and the directories that held only it."""

@@ -73,6 +73,7 @@ class Backend(Driver[BackendDevice]):
         Raises:
             UsageError: a parameter is unknown, missing or wrong.
         """
+        del devid
         return Directories(dict(parameters), {})
 
 

@@ -12,7 +12,16 @@ from xenbusd.bus.backend import BackendDevice
 from xenbusd.bus.device import Device
 from xenbusd.bus.driver import Driver
 from xenbusd.bus.frontend import FrontendDevice
-from xenbusd.errors import DeviceOver, LocalProtocolError, OtherendError, StoreLost, XenbusdError
+from xenbusd.bus.state import State
+from xenbusd.errors import (
+    DeviceOver,
+    HypercallError,
+    LocalProtocolError,
+    OtherendError,
+    StoreError,
+    StoreLost,
+    XenbusdError,
+)
 
 AnyDevice = BackendDevice | FrontendDevice
 
@@ -96,6 +105,8 @@ class Supervisor:
                 reason = str(error)
             elif isinstance(error, StoreLost) and dev.stopping:
                 raise error from None
+            elif gone := await self._gone(dev, error):
+                reason = gone
             else:
                 failed, reason = True, str(error)
                 self._tell(dev, error)
@@ -108,6 +119,14 @@ class Supervisor:
             **dev.counters,
         )
         return failed
+
+    @staticmethod
+    async def _gone(dev: Device, error: Exception) -> str | None:
+        """Say how the device has gone, if an error is only what comes of that: no fault, and nobody's (T9)."""
+        if not isinstance(error, OtherendError | StoreError | HypercallError):
+            return None
+        seen = await dev.look()
+        return dev.over(seen) if State.UNKNOWN in (seen.own, seen.otherend) else None
 
     @staticmethod
     def _tell(dev: Device, error: Exception) -> None:

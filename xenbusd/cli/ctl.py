@@ -177,7 +177,7 @@ def detach(context: Context, device: str, force: bool, deadline: float) -> None:
 @main.command("list")
 @click.pass_obj
 def list_devices(context: Context) -> None:
-    """Show every device whose backend is in dom0."""
+    """Show every device whose backend is in dom0, and what each one that is not Connected waits for."""
 
     async def run(store: StoreClient) -> None:
         found = [(id, await toolstack.look(store, id)) for id in await toolstack.devices(store)]

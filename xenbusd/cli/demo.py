@@ -6,25 +6,27 @@ vbd; a real NBD client reads the whole disk through the pair and writes another 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
-import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from xenbusd.errors import XenbusdError
 from xenbusd.store.client import StoreClient
 from xenbusd.store.endpoint import unix_endpoint
+from xenbusd.testing.processes import ProcessMachine, end, machine
 
 IMAGE_MIB = 64
 GUEST = 1
 DEVICE = f"vbd/{GUEST}/51712"
-START_S = 20.0
+FOLDER = re.escape(tempfile.gettempdir()) + r"/xenbusd-demo-\w+/"
+"""Left out of what is shown."""
 
 _TOOLS = {
     "nbdcopy": "libnbd-bin",
@@ -47,55 +49,53 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="xenbusd-demo-") as folder:
         try:
             _demo(Path(folder))
-        except (DemoError, OSError) as error:
-            for log in sorted(Path(folder).glob("*.log")):
-                print(f"--- {log.name}\n{log.read_text(errors='replace')}", file=sys.stderr)
+        except (DemoError, OSError, XenbusdError) as error:
             sys.exit(f"demo: FAILED: {error}")
 
 
 def _demo(folder: Path) -> None:
-    host = str(folder / "host")
     began = time.monotonic()
-    with ExitStack() as stack:
-        say("starting a simulated Xen host, xenbusd serve as dom0, xenbusd agent as guest 1")
-        stack.enter_context(process(folder, "sim", "sim", "--socket", host))
-        wait_for_socket(host + ".store")
-        stack.enter_context(process(folder, "dom0", "serve", "--host", f"sim:{host}"))
-        stack.enter_context(process(folder, "guest", "agent", "--host", f"sim:{host}", "--domid", str(GUEST)))
-        wait_for_socket(host + ".dom0/control.sock")
-        wait_for_socket(f"{host}.dom{GUEST}/control.sock")
-
-        say(f"making two ext4 images of {IMAGE_MIB} MiB with files in them")
-        disk, other = make_image(folder, "disk", 1), make_image(folder, "other", 2)
-        first, second = sha256(disk), sha256(other)
-        check(first != second, "the two images differ")
-
-        ctl = [sys.executable, "-m", "xenbusd.cli.ctl", "--host", f"sim:{host}"]
-        run(*ctl, "attach", "vbd", "--domain", str(GUEST), "--devid", "xvda", f"target={disk}", "mode=w")
-        uri = f"nbd+unix:///?socket={host}.dom{GUEST}/vbd-51712.sock"
-        run("nbdinfo", uri, quiet=True)
-
-        copy = folder / "copy.img"
-        run("nbdcopy", uri, str(copy))
-        check(sha256(copy) == first, f"nbdcopy read the whole disk through the pair: SHA-256 {first[:16]}… is the same")
-        fsck(copy)
-
-        run("nbdcopy", "--flush", str(other), uri)
-        check(sha256(disk) == second, f"nbdcopy wrote another one through it: SHA-256 {second[:16]}… is the same")
-        fsck(disk)
-
-        totals = json.loads(run(*ctl, "--json", "show", DEVICE, quiet=True))["daemon"]
-        run(*ctl, "detach", DEVICE)
-        check(not leftovers(host), "nothing of the device is left in the store")
-        diagram = run(*ctl, "timeline", DEVICE, quiet=True)
-        print(f"\nWho did what, and when ({DEVICE}):\n\n{diagram}")
-    mib = totals["bytes"] / 2**20
+    say("starting a simulated Xen host, xenbusd serve as dom0, xenbusd agent as guest 1")
+    with machine(folder) as host:
+        daemons = {"dom0": host.serve(), "the guest": host.agent(GUEST)}
+        try:
+            totals, diagram = _use_a_disk(host)
+        except (DemoError, OSError, XenbusdError) as error:
+            raise DemoError(f"{error}\n{host.logs()}") from error
+        for name in reversed(daemons):
+            check((status := end(daemons[name])) == 0, f"{name} ends in order, with status {status}")
     print(
-        f"I/O totals: {totals['requests']} requests, {mib:.0f} MiB, {totals['errors']} errors, "
-        f"{totals['notifications']} notifications sent by the backend; "
-        f"{totals['requests'] / max(1, totals['notifications']):.0f} requests for each\n"
+        f"\nWho did what, and when ({DEVICE}):\n\n{diagram}\n"
+        f"I/O totals: {totals['requests']} requests, {totals['bytes'] / 2**20:.0f} MiB, {totals['errors']} errors, "
+        f"{totals['requests'] / max(1, totals['notifications']):.0f} requests for each notification\n"
         f"demo: all is well, after {time.monotonic() - began:.1f} s"
     )
+
+
+def _use_a_disk(host: ProcessMachine) -> tuple[dict[str, int], str]:
+    """Attach a disk, read and write it, detach it. Return its counters and its diagram."""
+    say(f"making two ext4 images of {IMAGE_MIB} MiB with files in them")
+    disk, other = make_image(host.folder, "disk", 1), make_image(host.folder, "other", 2)
+    first, second = sha256(disk), sha256(other)
+    check(first != second, "the two images differ")
+
+    control(host, "attach", "vbd", "--domain", str(GUEST), "--devid", "xvda", f"target={disk}", "mode=w")
+    uri = host.disk_uri(GUEST)
+    run("nbdinfo", uri, quiet=True)
+
+    copy = host.folder / "copy.img"
+    run("nbdcopy", uri, str(copy))
+    check(sha256(copy) == first, f"nbdcopy read the whole disk through the pair: SHA-256 {first[:16]}… is the same")
+    fsck(copy)
+
+    run("nbdcopy", "--flush", str(other), uri)
+    check(sha256(disk) == second, f"nbdcopy wrote another one through it: SHA-256 {second[:16]}… is the same")
+    fsck(disk)
+
+    totals = json.loads(control(host, "--json", "show", DEVICE, quiet=True))["daemon"]
+    control(host, "detach", DEVICE)
+    check(not leftovers(host.store), "nothing of the device is left in the store")
+    return totals, control(host, "timeline", DEVICE, quiet=True)
 
 
 def say(text: str) -> None:
@@ -114,36 +114,13 @@ def check(good: bool, text: str) -> None:
     say(text)
 
 
-@contextmanager
-def process(folder: Path, name: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a xenbusd process for the length of the block; it must end well when told to.
+def control(host: ProcessMachine, *arguments: str, quiet: bool = False) -> str:
+    """Run xenbusctl, show it, and return what it printed.
 
     Raises:
-        DemoError: it did not.
+        DemoError: it failed.
     """
-    with open(folder / f"{name}.log", "wb") as log:
-        child = subprocess.Popen([sys.executable, "-m", "xenbusd", *arguments], stdout=log, stderr=log)
-    try:
-        yield child
-        child.terminate()
-        if (status := child.wait(START_S)) != 0:
-            raise DemoError(f"{name} ended with status {status}")
-    finally:
-        child.kill()
-        child.wait()
-
-
-def wait_for_socket(path: str) -> None:
-    """Wait for a daemon that has just been started.
-
-    Raises:
-        DemoError: it takes too long.
-    """
-    deadline = time.monotonic() + START_S
-    while not os.path.exists(path):
-        if time.monotonic() > deadline:
-            raise DemoError(f"{path} does not appear")
-        time.sleep(0.02)
+    return _report("xenbusctl " + " ".join(arguments), host.ctl(*arguments), quiet)
 
 
 def run(*command: str, quiet: bool = False) -> str:
@@ -152,13 +129,14 @@ def run(*command: str, quiet: bool = False) -> str:
     Raises:
         DemoError: it failed.
     """
-    shown = " ".join(command).replace(f"{sys.executable} -m xenbusd.cli.ctl", "xenbusctl")
-    shown = shown.replace(tempfile.gettempdir() + "/", "")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return _report(" ".join(command), subprocess.run(command, capture_output=True, text=True, check=False), quiet)
+
+
+def _report(command: str, done: subprocess.CompletedProcess[str], quiet: bool) -> str:
     if done.returncode:
-        raise DemoError(f"{shown}: exit status {done.returncode}\n{done.stdout}{done.stderr}")
+        raise DemoError(f"{command}: exit status {done.returncode}\n{done.stdout}{done.stderr}")
     if not quiet:
-        say(f"{shown}: {done.stdout.strip() or 'done'}")
+        say(f"{re.sub(FOLDER, '', command)}: {done.stdout.strip() or 'done'}")
     return done.stdout
 
 
@@ -189,12 +167,11 @@ def fsck(image: Path) -> None:
     say(f"e2fsck -fn {image.name}: clean")
 
 
-def leftovers(host: str) -> list[str]:
+def leftovers(store_path: str) -> list[str]:
     """What is left of the device in the store."""
-    import asyncio
 
     async def find() -> list[str]:
-        async with StoreClient(unix_endpoint(host + ".store")) as store:
+        async with StoreClient(unix_endpoint(store_path)) as store:
             return [
                 *await store.directory("/local/domain/0/backend"),
                 *await store.directory(f"/local/domain/{GUEST}/device"),

@@ -47,10 +47,6 @@ class _Ring:
         start = HEADER_BYTES + first * self._slot_bytes
         return bytes(self._view[start : start + count * self._slot_bytes]), count
 
-    def _store(self, index: int, slot: bytes) -> None:
-        start = HEADER_BYTES + (index & self._mask) * self._slot_bytes
-        self._view[start : start + len(slot)] = slot
-
     def release(self) -> None:
         """Let go of the pages, so that they can be unmapped. The ring is of no use after it."""
         self._words.release()
@@ -117,8 +113,10 @@ class BackRing(_Ring):
 
     def put(self, response: bytes) -> None:
         """Write one response, whole, into the next slot. Nobody sees it before `publish`."""
-        self._store(self.rsp_prod, response)
-        self.rsp_prod = (self.rsp_prod + 1) & U32
+        index = self.rsp_prod
+        start = HEADER_BYTES + (index & self._mask) * self._slot_bytes
+        self._view[start : start + len(response)] = response
+        self.rsp_prod = (index + 1) & U32
 
     def publish(self) -> bool:
         """Show all responses put so far. Return whether the frontend asked to be notified of them."""
@@ -170,8 +168,10 @@ class FrontRing(_Ring):
 
     def put(self, request: bytes) -> None:
         """Write one request into the next slot; the caller has checked `free`. Nobody sees it before `publish`."""
-        self._store(self.req_prod, request)
-        self.req_prod = (self.req_prod + 1) & U32
+        index = self.req_prod
+        start = HEADER_BYTES + (index & self._mask) * self._slot_bytes
+        self._view[start : start + len(request)] = request
+        self.req_prod = (index + 1) & U32
 
     def publish(self) -> bool:
         """Show all requests put so far. Return whether the backend asked to be notified of them."""

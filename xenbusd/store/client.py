@@ -267,6 +267,7 @@ class StoreClient(Accessor):
     # -- the connection -------------------------------------------------------------------------------------------
 
     async def _connect(self) -> Transport:
+        self._session.listen_afresh()
         transport = await connect(self._endpoint, received=self._received, refused=self._refused, ended=self._ended)
         if transport.gone:
             raise StoreLost(f"the store at {self._endpoint.name} closed the connection at once")
@@ -276,18 +277,22 @@ class StoreClient(Accessor):
         self._session.payload_max = transport.payload_max
         self._transport = transport
         self.connected = True
-        self._flush()
+        if self._session.fault is None:
+            self._flush()
+        else:  # it spoke before it was asked
+            transport.abort()
 
     def _received(self, data: bytes) -> None:
-        self._delay_s = RECONNECT_FIRST_S
         answers, events = self._session.receive(data)
         self._settle(answers)
         for watch, path in events:
             watch.hint(path)
-        if self._session.fault is not None and self._transport is not None:
+        if self._session.fault is None:
+            self._delay_s = RECONNECT_FIRST_S
+            if not self._flushing:
+                self._flush()
+        elif self._transport is not None:
             self._transport.abort()
-        elif not self._flushing:
-            self._flush()
 
     def _refused(self, packet: bytes, code: int) -> None:
         self._settle(self._session.refused(packet, code))
@@ -320,7 +325,7 @@ class StoreClient(Accessor):
         self._session.resume(self._rewatcher)
         self._begin(transport)
         if self.on_back is not None:
-            self.on_back()
+            asyncio.get_running_loop().call_soon(self.on_back)
 
     def _rewatcher(self, watch: Watch) -> Future[Any]:
         def judge(done: Future[Any]) -> None:

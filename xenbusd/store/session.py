@@ -199,6 +199,8 @@ class Session(Generic[H, W]):
         Returns: the answers as (holder, error or None, value), and the watch events as (watch, path).
             Look at `fault` afterwards: once set, nothing more is read.
         """
+        if self.fault is not None:
+            return [], []
         if self._rest:
             data = self._rest + data
         answers: list[Answer[H]] = []
@@ -289,6 +291,10 @@ class Session(Generic[H, W]):
 
     # -- the connection ends, another begins -----------------------------------------------------------------------
 
+    def listen_afresh(self) -> None:
+        """Take note that what comes now is from a new connection, at the beginning of a packet."""
+        self._rest, self.fault = b"", None
+
     def lost(self) -> tuple[list[H], list[Answer[H]]]:
         """Take note that the connection ended. What can be asked again stays; `resume` queues it.
 
@@ -297,7 +303,7 @@ class Session(Generic[H, W]):
             (oxenstored 4.17 closes it when a listing passes 4096 bytes).
         """
         self.generation += 1
-        self._rest, self.fault = b"", None
+        self.listen_afresh()
         dead: list[H] = []
         answers: list[Answer[H]] = []
         verdict = self._judge()

@@ -118,6 +118,7 @@ class DeviceTransport:
         self._received = received
         self._refused = refused
         self._ended = ended
+        self._closing = False
         self._loop = asyncio.get_running_loop()
         self._unsent: deque[bytes] = deque()
         self._sent = 0
@@ -134,10 +135,11 @@ class DeviceTransport:
     def abort(self) -> None:
         """End the connection; `ended` is called in a later turn."""
         if self._let_go():
-            self._loop.call_soon(self._ended, "the connection was given up")
+            self._loop.call_soon(self._tell, "the connection was given up")
 
     async def close(self) -> None:
         """Let go of the device."""
+        self._closing = True
         self._let_go()
 
     def _readable(self) -> None:
@@ -180,6 +182,10 @@ class DeviceTransport:
 
     def _end(self, reason: str) -> None:
         if self._let_go():
+            self._tell(reason)
+
+    def _tell(self, reason: str) -> None:
+        if not self._closing:
             self._ended(reason)
 
     def _let_go(self) -> bool:

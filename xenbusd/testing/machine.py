@@ -43,7 +43,7 @@ DEADLINE_S = 20.0
 """How long anything may take before the test has failed."""
 
 REACTION_STEPS = 24
-"""Round trips that `settle` makes. A look takes one, a switch of state four; no reaction has more than a few of them."""
+"""Round trips that `settle` makes. A look takes one, a switch of state four; no reaction has more than a few."""
 
 GUEST_WINDOW = 16
 """Requests in flight of a process that is not in domain 0, as in the agent."""
@@ -307,11 +307,15 @@ class Machine:
     # -- what is there ---------------------------------------------------------------------------------------------
 
     async def snapshot(self) -> Snapshot:
-        """Take down what is in the store and what each domain holds; equal before and after means that nothing leaked."""
+        """Take down what is in the store and what each domain holds; equal before and after: nothing has leaked."""
         nodes: dict[str, bytes] = {}
         for root in ("/local", "/libxl"):
             await self._collect(root, nodes)
         return Snapshot(nodes, census(self.socket))
+
+    def holdings(self, domid: Domid) -> Holdings:
+        """What a domain holds now: pages granted, those of them that others have mapped, ports."""
+        return census(self.socket).get(domid, Holdings(domid, 0, 0, 0, 0, 0))
 
     async def nodes(self, path: str) -> dict[str, bytes]:
         """Every node at and below a path."""

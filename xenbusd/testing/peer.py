@@ -104,10 +104,10 @@ class Peer:
         await self.write(state, **{**offered, **keys(values)})
         return ring
 
-    async def connect(self, format: RingFormat[Any, Any], **values: Value) -> HandRing:
-        """Go through a frontend's whole handshake: InitWait is awaited, a ring offered, Connected awaited and written."""
+    async def connect(self, format: RingFormat[Any, Any], *, order: int | None = None, **values: Value) -> HandRing:
+        """Go through a frontend's whole handshake: wait for InitWait, `offer`, wait for Connected, be Connected."""
         await self.until(State.INIT_WAIT)
-        ring = await self.offer(format, **values)
+        ring = await self.offer(format, order=order, state=State.INITIALISED, **values)
         await self.until(State.CONNECTED)
         await self.write(State.CONNECTED)
         return ring

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Awaitable
+from contextlib import suppress
+from typing import TypeVar
 
 from xenbusd.errors import StoreLost
 from xenbusd.store.endpoint import Endpoint
@@ -11,6 +14,18 @@ from xenbusd.store.wire import HEADER, Message, Op
 
 DEADLINE_S = 20
 """So that a client which says nothing fails its test, instead of stopping them all."""
+
+T = TypeVar("T")
+
+
+def soon(awaitable: Awaitable[T]) -> asyncio.Future[T]:
+    """Let something happen meanwhile."""
+    return asyncio.ensure_future(awaitable)
+
+
+async def result(awaitable: Awaitable[T]) -> T:
+    """Wait for a result, but not for ever."""
+    return await asyncio.wait_for(awaitable, DEADLINE_S)
 
 
 class Peer:
@@ -31,6 +46,12 @@ class Peer:
         payload = self._bytes[HEADER.size : HEADER.size + size]
         self._bytes = self._bytes[HEADER.size + size :]
         return Message(op, req_id, tx_id, payload)
+
+    def nothing_more(self) -> bool:
+        """Say whether all that the client has sent so far was returned by `request`."""
+        with suppress(BlockingIOError):
+            self._bytes += self._sock.recv(65536)
+        return not self._bytes
 
     async def expect(self, op: Op, payload: bytes) -> Message:
         """Return the next packet of the client, which must be this."""

@@ -136,6 +136,14 @@ async def test_after_close_nothing_is_called(either: Opened) -> None:
     assert (either.heard.ends, bytes(either.heard.data)) == ([], b"")
 
 
+async def test_a_close_after_an_abort_is_quiet_too(either: Opened) -> None:
+    """Who closes does not want to hear that it has ended."""
+    either.transport.abort()
+    await either.transport.close()
+    await asyncio.sleep(0)
+    assert either.heard.ends == []
+
+
 async def test_the_device_gets_one_packet_in_each_write(device: Opened) -> None:
     """Of a second one in the same write it loses every byte (xenbus_file_write)."""
     device.transport.send([b"one", b"two"])
@@ -174,7 +182,7 @@ async def test_a_device_that_has_gone_is_a_lost_connection(
 ) -> None:
     """It is not this packet's fault."""
 
-    def failing(fd: int, data: bytes) -> int:
+    def failing(*_: object) -> int:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "write", failing)
@@ -187,7 +195,7 @@ async def test_a_device_that_has_gone_is_a_lost_connection(
 async def test_a_read_that_fails_is_a_lost_connection(device: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the system's reason."""
 
-    def failing(fd: int, size: int) -> bytes:
+    def failing(*_: object) -> bytes:
         raise OSError(errno.EIO, "Input/output error")
 
     device.theirs.send(b"something")

@@ -243,7 +243,7 @@ async def test_a_device_that_never_connects(tmp_path: Path, monkeypatch: pytest.
     kernel = StandIn(tmp_path)
     kernel.connects = False
     export = export_of(MemoryDisk(SIZE))
-    with pytest.raises(NbdDeviceError, match="did not connect .*nbd0 in time"):
+    with pytest.raises(NbdDeviceError, match=r"did not connect .*nbd0 in time"):
         await NbdDevice.attach(export, kernel=kernel.kernel)
     await until(no_nbd_thread)
     assert kernel.names("nbd0")[-1] == nbd_device.NBD_CLEAR_SOCK

@@ -176,6 +176,27 @@ async def test_close_answers_what_is_in_flight(tmp_path: Path) -> None:
     await client.close()
 
 
+async def test_close_takes_no_write_to_its_end(tmp_path: Path) -> None:
+    """A write whose data is still coming in when close begins never reaches the disk, though a read is awaited."""
+    disk = MemoryDisk(SIZE, deferred=True)
+    export = NbdExport(disk, name="vbd-51712")
+    await export.listen(str(tmp_path / "nbd"))
+    client = await NbdClient.connect(str(tmp_path / "nbd"))
+    client.request(wire.READ, 1, 0, 512)
+    client.writer.write(wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, wire.WRITE, 2, 0, 8192) + b"x" * 4096)
+    await until(lambda: export.counters.requests == 2)
+    closing = asyncio.create_task(export.close(drain_s=30))
+    await until(lambda: not (tmp_path / "nbd").exists())
+    client.writer.write(b"x" * 4096)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    disk.answer()
+    assert await client.answer() == Answer(1, 0, bytes(512))
+    await closing
+    assert disk.seen == [("read", 0, 512)]
+    await client.close()
+
+
 async def test_close_does_not_wait_for_a_dead_disk(tmp_path: Path) -> None:
     """A disk that never answers costs close its deadline and no more; a late answer then harms nobody."""
     disk = MemoryDisk(SIZE, deferred=True)
