@@ -45,6 +45,10 @@ class Geometry:
     physical_sector_bytes: int = SECTOR
 
 
+CHUNK = 8
+"""Slots that become free before they are used again: the backend goes on while we take the other responses."""
+
+
 class Shadow:
     """One ring request, from its making to its answer.
 
@@ -265,6 +269,8 @@ class BlockQueue:
                 self._counters["errors"] += 1
                 shadow.done(errno.EOPNOTSUPP if status == EOPNOTSUPP else errno.EIO, None)
             self._free.append(id)
+            if len(self._free) >= CHUNK:
+                self._pump()
         if count:
             self._pump()
             if not in_ring:

@@ -10,10 +10,15 @@ from xenbusd.bus.device import Device
 from xenbusd.bus.link import BackLink
 from xenbusd.bus.nodes import Value, keys
 from xenbusd.bus.state import ACTIVE, OFFERED, Seen, Side, State, backend_over, parse_state
-from xenbusd.errors import HotplugError, NodeNotFound, OtherendTimeout
+from xenbusd.errors import HotplugError, NodeNotFound, OtherendTimeout, StoreError
+from xenbusd.ids import DOM0
 from xenbusd.ring.layout import Req, RingFormat, Rsp
 from xenbusd.ring.shared import BackRing
+from xenbusd.store.prune import prune
 from xenbusd.store.transaction import Transaction
+
+INIT_WAIT_S = 0.5
+"""How long InitWait stands before Connected where libxl must see it and runs no script meanwhile."""
 
 CLOSE_S = 10.0
 """How long a frontend may take to close after an error of ours, before we close without it."""
@@ -27,6 +32,8 @@ class BackendDevice(Device):
     """Whether a `remove` is owed."""
     _script: str | None = None
     _script_is_ours = False
+    _unseen = False
+    """libxl made the device, and nothing but time can tell that it has seen its InitWait."""
 
     async def look(self) -> Seen:
         """Read our `state`, `online` and `hotplug-status`, and the frontend's `state`."""
@@ -61,8 +68,17 @@ class BackendDevice(Device):
         if self.adopted:
             return
         await self.switch(State.INIT_WAIT, keys(features))  # the keys first (T18)
+        await self._show_init_wait()
         await self._run_hotplug()  # not before InitWait is there to be seen (T19)
         await self.until(self._offered, "")
+
+    async def _show_init_wait(self) -> None:
+        """Hold InitWait for libxl, which waits to read exactly that, where no script of its would hold it (T19)."""
+        if not self._unseen:
+            return
+        self._unseen = False
+        with suppress(OtherendTimeout):
+            await self.until(self.check, "libxl to see InitWait", deadline_s=INIT_WAIT_S)
 
     def _offered(self, seen: Seen) -> bool | None:
         self.check(seen)
@@ -127,9 +143,12 @@ class BackendDevice(Device):
         """
         seen = await self.begin()
         await self._read_script()
-        if seen.own in (State.INITIALISING, State.INIT_WAIT):
+        if seen.own is State.INITIALISING and seen.otherend is not State.UNKNOWN:
             return True
         self.hotplug_ran = self._script_is_ours and seen.gate_open  # by the process before us: `remove` is owed
+        self._unseen = False
+        if seen.own is State.INIT_WAIT:
+            return True
         if seen.own is State.CONNECTED and seen.otherend is State.CONNECTED:
             self.adopted = True
             return True
@@ -184,10 +203,18 @@ class BackendDevice(Device):
                 await self.close()
                 continue
             await self._undo_hotplug()
+            if self.id.backend_domid != DOM0:
+                await self._remove()
             await self.until(
                 lambda seen: True if self.stopping or self._is_not_ours(seen) or seen.online else None,
                 "the toolstack to remove the directory",
             )
+
+    async def _remove(self) -> None:
+        """Remove our directory: in a driver domain nobody else does, and the toolstack waits for it (T53)."""
+        keep = self.path.partition("/backend/")[0] + "/backend"
+        with suppress(StoreError):  # the toolstack was first
+            await self.store.transaction(lambda tx: prune(tx, self.path, keep))
 
     def _is_not_ours(self, seen: Seen) -> bool:
         """Whether the directory has gone, or a new one stands in its place."""
@@ -200,6 +227,7 @@ class BackendDevice(Device):
         script, managed = await self.read_all(self.path + "/script", self.id.libxl_path + "/backend")
         self._script = None if script is None else script.decode("utf-8", "replace")
         self._script_is_ours = script is not None and managed is None and self.around.hotplug is not None
+        self._unseen = script is None and managed is not None
 
     async def _run_hotplug(self) -> None:
         """Run the `add` script, once in the device's life."""

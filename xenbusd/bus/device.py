@@ -24,6 +24,7 @@ from xenbusd.errors import (
     ImageError,
     LocalProtocolError,
     NodeNotFound,
+    OtherendGone,
     OtherendTimeout,
     StoreError,
 )
@@ -185,7 +186,7 @@ class Device(ABC):
         return values
 
     async def begin(self) -> Seen:
-        """Look for the first time.
+        """Look for the first time. A new device without its other end is told of (T17).
 
         Raises:
             DeviceOver: the directory has gone already.
@@ -195,6 +196,10 @@ class Device(ABC):
             raise DeviceOver("removed")
         self.state = seen.own
         self.timeline.record(self.side.value, seen.own.title)
+        if seen.own is State.INITIALISING and seen.otherend is State.UNKNOWN:
+            missing = OtherendGone(f"{self.otherend.path} has no state: the {self.side.opposite.value} is missing")
+            if await self.report(missing):
+                self.log.warning("otherend.fault", error=str(missing))
         return seen
 
     def note(self, seen: Seen) -> Seen:
@@ -312,16 +317,23 @@ class Device(ABC):
             self.timeline.record(self.side.value, state.title)
             self.log.debug("state.switched", side=self.side.value, old=standing.title, new=state.title)
 
-    async def report(self, error: Exception) -> None:
-        """Leave an error where tools look for it: `error/<nodename>/error` = "<errno> <text>" (T58)."""
+    async def report(self, error: Exception) -> bool:
+        """Leave an error where tools look for it: `error/<nodename>/error` = "<errno> <text>" (T58).
+
+        Returns:
+            Whether it is there now. A device that has gone leaves nothing behind (T7).
+        """
         text = f"{errno_of(error)} {error}".encode("utf-8", "backslashreplace")[:ERROR_TEXT_MAX]
 
         async def body(tx: Transaction) -> None:
-            await tx.read(self.path + "/state")  # a device that has gone leaves nothing behind (T7)
+            await tx.read(self.path + "/state")
             await tx.write(self.id.error_path(self.side), text)
 
-        with suppress(StoreError):  # our part of the store may be full or going away; the log has it too
+        try:
             await self.store.transaction(body)
+        except StoreError:  # gone; or our part of the store is full: the log has it too
+            return False
+        return True
 
     async def clear_error(self) -> None:
         """Remove what `report` left, and the directories that held only it."""
@@ -340,4 +352,6 @@ def errno_of(error: Exception) -> int:
         return error.errno
     if isinstance(error, OtherendTimeout):
         return errno.ETIMEDOUT
+    if isinstance(error, OtherendGone):
+        return errno.ENOENT
     return errno.EINVAL

@@ -81,6 +81,9 @@ class BackRing(_Ring):
     def __init__(self, view: memoryview, slot_bytes: int, *, attach: bool = False) -> None:
         super().__init__(view, slot_bytes)
         start = self._words[RSP_PROD] if attach else 0
+        if attach and ((produced := self._words[REQ_PROD]) - start) & U32 > self.size:
+            self._words.release()  # the caller unmaps the pages now
+            raise RingError(f"the frontend's req_prod {produced} is more than {self.size} ahead of rsp_prod {start}")
         self.req_cons = start
         """The next request to take."""
         self.rsp_prod = start
@@ -95,15 +98,16 @@ class BackRing(_Ring):
             the run stops where the array ends.
 
         Raises:
-            RingError: the frontend claims more requests than the ring has slots.
+            RingError: the frontend claims more requests than there are slots free of unanswered ones.
         """
         produced = self._words[REQ_PROD]
         count = (produced - self.req_cons) & U32
         if not count:
             return b"", 0
-        if (produced - self.rsp_prod) & U32 > self.size:
+        if count + self.unanswered > self.size:  # not from rsp_prod: a producer that goes back would pass for one ahead
             raise RingError(
-                f"the frontend's req_prod {produced} is more than {self.size} ahead of rsp_prod {self.rsp_prod}"
+                f"the frontend's req_prod {produced} cannot be: {self.req_cons} is next, "
+                f"and {self.unanswered} of {self.size} slots await their answers"
             )
         if not ORDERED:
             fence()

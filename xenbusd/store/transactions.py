@@ -4,7 +4,8 @@ A transaction keeps an `Entry` for each node that it has touched and nothing els
 own operations. At commit everything that the caller was told (a value, permissions, a listing, that there is no
 such node) must still be so, or the commit is refused with EAGAIN. What was only written does not conflict: if
 somebody else was there meanwhile, the edits are done again on the tree as it has become, as oxenstored does. So two
-transactions may fill the same directory at once, unless one of them has listed it.
+transactions may fill the same directory at once, unless one of them has listed it. They are not done again if the
+caller has read anything after the first of them, for that answer might become another.
 
 Either way the outcome is as if the whole transaction had happened at the moment of its commit.
 """
@@ -68,6 +69,8 @@ class Transaction:
         self._nodes_max = nodes_max
         self._entries: dict[bytes, Entry] = {}
         self._edits: list[Edit] = []
+        # The caller was told what depends on its own edits, so that they cannot be done again with another outcome.
+        self._bound = False
 
     def edit(self, edit: Edit) -> None:
         """Do an edit here, and remember it for the commit.
@@ -98,21 +101,12 @@ class Transaction:
         return None if self._is_hidden(path) else self._tree.nodes.get(path)
 
     def rely(self, path: bytes) -> None:
-        """As `View.rely`.
-
-        Of a node that was made here the caller learns that it was not there before, and what it inherits; so what
-        stood in its place, and the node that it inherits from, must stay too. Likewise what hides a node.
-        """
+        """As `View.rely`."""
         entry = self._entries.get(path)
-        while True:
-            if entry is not None:
-                entry.told = True
-                if not (entry.fresh or entry.hidden):
-                    return
-            if path == ROOT or not path.startswith(ROOT):
-                return
-            path = parent(path)
-            entry = self._entries.get(path)
+        if entry is not None:
+            entry.told = True
+            if self._edits or entry.hidden:
+                self._bound = True
 
     def listing(self, path: bytes) -> tuple[Iterable[bytes], int]:
         """As `View.listing`."""
@@ -206,6 +200,8 @@ class Transaction:
                 if entry.told:
                     raise Refusal(errno.EAGAIN)
                 alike = False
+        if self._bound and not alike:
+            raise Refusal(errno.EAGAIN)
         if not self._edits:
             return []
         outcome = self if alike else self._again()

@@ -62,14 +62,16 @@ def test_without_libatomic_x86_has_a_lock(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_without_libatomic_other_machines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing else there is known to fence; the message names the package."""
-    with pytest.raises(XenbusdError, match="install libatomic .Debian: libatomic1."):
+    with pytest.raises(XenbusdError, match=r"install libatomic \(Debian: libatomic1\)"):
         fresh(monkeypatch, machine="aarch64", libatomic=False)
 
 
-@pytest.mark.parametrize(("machine", "ordered"), [("x86_64", True), ("i686", True), ("aarch64", False), ("riscv64", False)])
+@pytest.mark.parametrize(
+    ("machine", "ordered"), [("x86_64", True), ("i686", True), ("aarch64", False), ("riscv64", False)]
+)
 def test_only_x86_orders_loads_and_stores_by_itself(
     monkeypatch: pytest.MonkeyPatch, machine: str, ordered: bool
 ) -> None:
     """Elsewhere the producer's stores and the consumer's loads are fenced as well."""
-    monkeypatch.setattr(ctypes, "PyDLL", lambda _: SimpleNamespace(atomic_thread_fence=lambda order: None))
+    monkeypatch.setattr(ctypes, "PyDLL", lambda _: SimpleNamespace(atomic_thread_fence=print))
     assert fresh(monkeypatch, machine=machine, libatomic=True).ORDERED is ordered

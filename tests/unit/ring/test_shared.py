@@ -258,7 +258,7 @@ def test_rest_sees_what_came_in_meanwhile() -> None:
 
 
 def test_attach_goes_on_at_the_last_published_response() -> None:
-    """T63: req_cons = rsp_prod_pvt = rsp_prod of the ring, so that what the last backend left unanswered comes again."""
+    """T63: req_cons = rsp_prod_pvt = the ring's rsp_prod: what the last backend left unanswered comes again."""
     ring = Ring(U32 - 4)
     ring.ask(8)
     take_all(ring.back)

@@ -110,6 +110,8 @@ class ScriptedStore:
         self.endpoint = Endpoint("scripted", self._open)
         self.silent = 0
         """How many of the next attempts find nobody."""
+        self.greeting: tuple[bytes, bool] | None = None
+        """What the next connection hears before it has said anything, and whether it is closed then."""
         self.attempts = 0
         self._device = device
         self._peers: asyncio.Queue[Peer] = asyncio.Queue()
@@ -123,6 +125,12 @@ class ScriptedStore:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         self._sockets.append(ours)
+        if self.greeting is not None:
+            said, closes = self.greeting
+            self.greeting = None
+            ours.send(said)
+            if closes:
+                ours.shutdown(socket.SHUT_WR)
         self._peers.put_nowait(Peer(ours))
         return theirs.detach() if self._device else theirs
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import stat
@@ -68,10 +69,8 @@ class Peer:
     async def close(self) -> None:
         """Go away."""
         self._writer.close()
-        try:
+        with contextlib.suppress(ConnectionError):
             await self._writer.wait_closed()
-        except ConnectionError:
-            pass
 
 
 @pytest_asyncio.fixture
@@ -233,7 +232,7 @@ async def test_a_peer_that_does_not_read_is_not_worked_for(server: StoreServer) 
     await other.close()
 
 
-async def test_a_guest_that_takes_no_events_loses_its_connection(dom0: Peer) -> None:
+async def test_a_guest_that_takes_no_events_loses_its_connection() -> None:
     """Different events fill its allowance; equal ones do not."""
     server = StoreServer(quotas=Quotas(unsent_event_bytes=4096))
     server.write("/open", "v", ["r0"])
@@ -346,7 +345,7 @@ async def test_listen_replaces_a_dead_socket_and_refuses_a_live_one(server: Stor
         dead.bind(path)
     await server.listen(path)
     second = StoreServer()
-    with pytest.raises(UsageError, match="answers at .* already; stop it"):
+    with pytest.raises(UsageError, match=r"answers at .* already; stop it"):
         await second.listen(path)
     peer = await Peer.at(path)
     assert await peer.ask(Op.READ, b"/open\0") == b"v"

@@ -156,6 +156,36 @@ def test_whoever_lists_the_directory_sees_the_others(one: Asker, other: Asker) -
     assert one.refused(Op.TRANSACTION_END, "T", tx=first) == "EAGAIN"
 
 
+def test_what_was_read_after_an_edit_must_come_out_the_same(one: Asker, other: Asker) -> None:
+    """It listed a directory of its own making as empty; with another's child in it the commit would be a lie."""
+    tx = one.start()
+    one.ask(Op.MKDIR, "/new", tx=tx)
+    assert one.names("/new", tx=tx) == []
+    other.ask(Op.WRITE, "/new/child", "")
+    assert one.names("/new", tx=tx) == [], "another's child does not show below a directory made here"
+    assert one.refused(Op.READ, "/new/child", tx=tx) == "ENOENT"
+    assert one.refused(Op.TRANSACTION_END, "T", tx=tx) == "EAGAIN"
+
+
+def test_a_refusal_is_an_answer_that_must_still_be_right(one: Asker, other: Asker) -> None:
+    """RM told ENOENT because the parent had gone; doing the WRITE again would bring the parent back."""
+    tx = one.start()
+    one.ask(Op.WRITE, "/dir/x", "2", tx=tx)
+    other.ask(Op.RM, "/dir")
+    assert one.refused(Op.RM, "/dir/y", tx=tx) == "ENOENT"
+    assert one.refused(Op.TRANSACTION_END, "T", tx=tx) == "EAGAIN"
+
+
+def test_a_node_whose_parent_went_behind_its_back_can_be_removed(one: Asker, other: Asker) -> None:
+    """The transaction still has the node; nothing breaks, here or at the commit."""
+    tx = one.start()
+    one.ask(Op.WRITE, "/dir/x", "2", tx=tx)
+    other.ask(Op.RM, "/dir")
+    one.ask(Op.RM, "/dir/x", tx=tx)
+    one.commit(tx)
+    assert one.names("/dir") == []
+
+
 def test_an_edit_that_is_no_longer_possible_conflicts(one: Asker, other: Asker) -> None:
     """SET_PERMS of a node that somebody has removed meanwhile."""
     tx = one.start()

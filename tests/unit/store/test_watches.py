@@ -57,7 +57,7 @@ def test_the_root_hears_of_everything(dom0: Asker) -> None:
 
 
 def test_every_edit_is_told_of(dom0: Asker) -> None:
-    """Writes of the same value, permissions, new directories; not a MKDIR of what is there, nor an RM of what is not."""
+    """Writes of the same value too; but not a MKDIR of what is there, nor an RM of what is not."""
     watching(dom0, "/")
     for op, words in (
         (Op.WRITE, ["/a", "1"]),
