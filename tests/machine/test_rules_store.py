@@ -13,7 +13,7 @@ from tests.machine.echo import GUEST, Half, ask, half, say
 from xenbusd import toolstack
 from xenbusd.api import Backend, BackendDevice
 from xenbusd.bus.paths import backend_root, frontend_root
-from xenbusd.bus.state import State, parse_state
+from xenbusd.bus.state import Side, State, parse_state
 from xenbusd.errors import AccessDenied, NodeExists, NodeNotFound, QuotaExceeded, StoreError
 from xenbusd.ids import DOM0, Domid
 from xenbusd.store.client import StoreClient
@@ -396,7 +396,7 @@ async def test_t09_a_device_that_vanishes_while_it_is_looked_at_is_no_error(
     back = await machine.start(DOM0, EchoBackend)
     guest = await machine.start(GUEST, EchoFrontend)
     before = await machine.snapshot()
-    for devid in range(30):
+    for devid in range(20):
         id = machine.id("echo", devid=devid)
         await machine.attach(id)
         for _ in range(devid):
@@ -629,6 +629,23 @@ async def test_t13_a_guest_s_quotas(machine: Machine) -> None:
     for _ in range(140):
         await machine.store.watch(mine)
     await machine.store.write(f"{mine}/big", bytes(4000))
+
+
+async def test_t13_a_guest_without_watches_left_does_not_spin(machine: Machine, logged: list[dict[str, Any]]) -> None:
+    """T13: a device that there is no watch left for is told of once, and tried again when something has happened."""
+    await machine.start(DOM0, EchoBackend)
+    guest = await machine.start(GUEST, EchoFrontend)
+    watches = [await guest.store.watch("/local/domain/5/data") for _ in range(126)]
+    id = machine.id("echo")
+    await machine.attach(id)
+    await guest.settle()
+    assert [line["event"] for line in logged if line["log_level"] == "error"] == ["device.failed"]
+    error = await machine.read(id.error_path(Side.FRONTEND)) or b"nothing"
+    assert error.startswith(b"7 store: WATCH /local/domain/0/backend/echo/5/0/state")
+    await watches.pop().unwatch()
+    await guest.store.write(f"{id.frontend_path}/nudge", "1")
+    await machine.connected(id)
+    assert await machine.read(id.error_path(Side.FRONTEND)) is None
 
 
 # -- T14 ---------------------------------------------------------------------------------------------------------------

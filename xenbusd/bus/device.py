@@ -101,6 +101,8 @@ class Device(ABC):
         """Found Connected on both ends: go on with its ring, and write nothing until it closes."""
         self.stopping = False
         """The daemon ends; leave in order."""
+        self.crashed = False
+        """Its task has ended by an error outside any connection."""
         self.waiting_for = ""
         """Who must move next, in words."""
         self.seen = Seen(State.UNKNOWN, State.UNKNOWN, False, None)

@@ -11,7 +11,7 @@ from xenbusd.bus.device import Device, Surroundings
 from xenbusd.bus.driver import Driver
 from xenbusd.bus.frontend import FrontendDevice
 from xenbusd.bus.paths import DeviceId, backend_root, frontend_root, parse_number
-from xenbusd.bus.state import Side
+from xenbusd.bus.state import Side, State, parse_state
 from xenbusd.bus.supervisor import Supervisor
 from xenbusd.errors import AccessDenied, NodeNotFound
 from xenbusd.ids import DOMID_FIRST_RESERVED, DeviceClass, Devid, Domid
@@ -124,7 +124,9 @@ class Scan:
         for answer in answers:
             if isinstance(answer, BaseException):
                 raise answer
-        otherend_path, otherend_id, _ = (str(bytes(answer), "ascii", "replace") for answer in answers)  # type: ignore[arg-type]
+        otherend_path, otherend_id, state = (str(bytes(answer), "ascii", "replace") for answer in answers)  # type: ignore[arg-type]
+        if parse_state(state.encode()) is State.UNKNOWN:  # as good as not there (T9)
+            return
         id = self._identify(path, otherend_id)
         if id is None or not otherend_path.startswith(f"/local/domain/{otherend_id}/"):  # T11
             self.around.log.warning("otherend.misplaced", path=path, otherend=otherend_path, otherend_id=otherend_id)
@@ -155,6 +157,6 @@ class Scan:
     def _ended(self, dev: Device) -> None:
         """A device's task has ended: forget it, and look whether a new directory stands there already."""
         del self._known[dev.path]
-        if not dev.stopping:
+        if not dev.stopping and not dev.crashed:  # what crashed waits for the next hint, or the next look at everything
             self._again.add(dev.path)
             self._wake.set()

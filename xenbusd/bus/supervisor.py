@@ -86,7 +86,8 @@ class Supervisor:
             if not dev.stopping:
                 raise
         except Exception as error:
-            dev.log.exception("device.crashed", error=repr(error))
+            dev.crashed = True
+            self._tell(dev, error)
             await dev.report(error)
         finally:
             await driver.close()

@@ -199,6 +199,7 @@ class Machine:
         self._thread.enter_context(broker_in_thread(self.socket))
         try:
             self.toolstack = await self.start(DOM0)
+            await self.toolstack.store.mkdir("/local/domain/0/error")  # as in any dom0 that has had one error
         except BaseException:
             self._thread.close()
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 from types import ModuleType, SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -73,5 +74,5 @@ def test_only_x86_orders_loads_and_stores_by_itself(
     monkeypatch: pytest.MonkeyPatch, machine: str, ordered: bool
 ) -> None:
     """Elsewhere the producer's stores and the consumer's loads are fenced as well."""
-    monkeypatch.setattr(ctypes, "PyDLL", lambda _: SimpleNamespace(atomic_thread_fence=print))
+    monkeypatch.setattr(ctypes, "PyDLL", lambda _: SimpleNamespace(atomic_thread_fence=Mock()))
     assert fresh(monkeypatch, machine=machine, libatomic=True).ORDERED is ordered

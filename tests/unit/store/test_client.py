@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import Any
 
 import pytest
 
 from tests.unit.store.scripted import Peer, ScriptedStore, result, soon
 from xenbusd.errors import LocalProtocolError, NodeExists, NodeNotFound, QuotaExceeded, StoreLost
+from xenbusd.store import client as client_module
+from xenbusd.store import transport as transport_module
 from xenbusd.store.client import StoreClient
+from xenbusd.store.endpoint import Endpoint
 from xenbusd.store.transaction import Transaction
+from xenbusd.store.transport import Transport
 from xenbusd.store.watch import Watch
 from xenbusd.store.wire import HEADER, Op
 
@@ -238,15 +243,39 @@ async def test_what_a_store_says_before_it_is_asked_does_not_reach_the_next_conn
     """Whether it hangs up, too, before the client has begun, or not."""
     async with StoreClient(store.endpoint) as client:
         peer = await store.accept()
-        store.greeting = (first, closes)
+        store.greeting = (first if closes else first + b"\xff" * 32, closes)
         peer.close()
         read = client.read("/a")
         peer = await store.accept()
-        if not closes:
-            await peer.send(b"\xff" * 32)
         peer = await store.accept()
         await peer.answer(await peer.expect(Op.READ, b"/a\0"), b"v")
         assert await result(read) == b"v"
+
+
+async def test_a_connection_that_ends_while_it_is_made_leaves_nothing(
+    store: ScriptedStore, connected: Connected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even the bytes that came over it; the next one is tried."""
+    client, peer = connected
+    attempts: list[Transport] = []
+
+    async def ending(endpoint: Endpoint, **callbacks: Any) -> Transport:
+        transport = await transport_module.connect(endpoint, **callbacks)
+        attempts.append(transport)
+        if len(attempts) == 1:
+            callbacks["received"](b"half a packet")
+            await transport.close()
+            callbacks["ended"]("at once")
+        return transport
+
+    monkeypatch.setattr(client_module, "connect", ending)
+    peer.close()
+    read = client.read("/a")
+    await store.accept()
+    peer = await store.accept()
+    await peer.answer(await peer.expect(Op.READ, b"/a\0"), b"v")
+    assert await result(read) == b"v"
+    assert (len(attempts), client.reconnects, client.generation) == (2, 1, 1)
 
 
 async def test_half_a_packet_before_the_loss_is_forgotten(store: ScriptedStore, connected: Connected) -> None:
@@ -312,12 +341,16 @@ async def test_a_store_that_is_away_is_asked_ever_more_rarely(
     await peer.answer(await peer.request(), b"v")
     await result(read)
     peer.close()
+    pending = client.read("/a")
     peer = await store.accept()
     assert waits[6:] == [0.0002]
     for _ in range(2):
+        await peer.expect(Op.READ, b"/a\0")
         await peer.send(b"\xff" * 16)
         peer = await store.accept()
     assert waits[7:] == [0.0004, 0.0008], "garbage says nothing"
+    await peer.answer(await peer.request(), b"v")
+    await result(pending)
 
 
 # -- opening and closing ----------------------------------------------------------------------------------------------

@@ -151,6 +151,14 @@ async def test_the_device_gets_one_packet_in_each_write(device: Opened) -> None:
     assert [device.theirs.recv(100) for _ in range(3)] == [b"one", b"two", b"three"]
 
 
+async def test_what_the_device_took_half_of_is_continued(device: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No byte twice, none left out, and the next packet begins at its beginning."""
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:3]))
+    device.transport.send([b"one two", b"three"])
+    assert [device.theirs.recv(100) for _ in range(5)] == [b"one", b" tw", b"o", b"thr", b"ee"]
+
+
 async def test_the_device_carries_fewer_bytes_than_a_socket(device: Opened) -> None:
     """Header and payload share 4096 bytes."""
     assert device.transport.payload_max == DEVICE_PAYLOAD_MAX == 4080

@@ -203,9 +203,9 @@ def test_matching_does_not_look_at_the_other_watches(dom0: Asker, monkeypatch: p
     on = dom0.state.watches._on
 
     class Counting(dict[bytes, object]):
-        def get(self, path: bytes, default: object = None) -> object:  # type: ignore[override]
+        def get(self, path: bytes, default: object = None) -> object:
             asked.append(path)
-            return on.get(path, default)  # type: ignore[arg-type]
+            return on.get(path, default)
 
     monkeypatch.setattr(dom0.state.watches, "_on", Counting(on))
     dom0.events()
