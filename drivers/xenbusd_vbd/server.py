@@ -11,7 +11,6 @@ from xenbusd_vbd.image import Image
 from xenbusd_vbd.pages import Pages
 from xenbusd_vbd.protocol import OKAY, SECTOR, WRITE_BARRIER, Abi, Request, answered_op, check
 
-
 CHUNK = 8
 """Requests done before their answers are published: the frontend goes on with these while we do the next ones. With
 whole runs of 32 instead, the two ends take turns, and a disk does half as many requests a second."""

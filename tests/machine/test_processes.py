@@ -99,8 +99,9 @@ def test_a_guest_killed_in_the_middle_of_io_disturbs_nobody(
 
 
 @needs_nbd
+@pytest.mark.usefixtures("guest")
 def test_a_backend_that_is_restarted_goes_on_with_its_rings(
-    host: ProcessMachine, dom0: subprocess.Popen[bytes], guest: subprocess.Popen[bytes]
+    host: ProcessMachine, dom0: subprocess.Popen[bytes]
 ) -> None:
     """SIGTERM leaves states at 4; the next daemon adopts them, and a guest's client sees no error (T15)."""
     disk = image(host, "disk.img", 64)
@@ -120,9 +121,8 @@ def test_a_backend_that_is_restarted_goes_on_with_its_rings(
     assert nodes(host) == []
 
 
-def test_an_agent_that_is_told_to_end_closes_its_devices(
-    host: ProcessMachine, dom0: subprocess.Popen[bytes], guest: subprocess.Popen[bytes]
-) -> None:
+@pytest.mark.usefixtures("dom0")
+def test_an_agent_that_is_told_to_end_closes_its_devices(host: ProcessMachine, guest: subprocess.Popen[bytes]) -> None:
     """SIGTERM of an agent: each of its devices goes through Closing to Closed, and the exit status is 0."""
     done = host.ctl("attach", "echo", "--domain", "1", "--devid", "0")
     assert done.returncode == 0, done.stderr
@@ -136,9 +136,8 @@ def test_an_agent_that_is_told_to_end_closes_its_devices(
     assert steps.index(("backend", "Closing")) < steps.index(("backend", "Closed"))
 
 
-def test_the_echo_answers_through_its_socket(
-    host: ProcessMachine, dom0: subprocess.Popen[bytes], guest: subprocess.Popen[bytes]
-) -> None:
+@pytest.mark.usefixtures("dom0", "guest")
+def test_the_echo_answers_through_its_socket(host: ProcessMachine) -> None:
     """A program of the guest writes lines to the frontend's socket and gets the backend's answers."""
     assert host.ctl("attach", "echo", "--domain", "1", "--devid", "7").returncode == 0
     with socket.socket(socket.AF_UNIX) as sock:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from xenbusd_echo.backend import EchoBackend
-from xenbusd_echo.frontend import EchoFrontend
 
 from xenbusd.bus.state import State
 from xenbusd.ids import DOM0, Domid
 from xenbusd.testing import Machine, Process
+from xenbusd_echo.backend import EchoBackend
+from xenbusd_echo.frontend import EchoFrontend
 
 GUEST = Domid(5)
 

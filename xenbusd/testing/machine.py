@@ -17,7 +17,7 @@ look into both ends at any moment. Nothing here sleeps: what has to be waited fo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -142,6 +142,19 @@ class Process:
         for _ in range(REACTION_STEPS):
             await self.store.read("domid")
             await asyncio.sleep(0)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Let its devices react until something holds that only this process knows, and no node tells.
+
+        Raises:
+            AssertionError: it never does.
+        """
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                while not condition():
+                    await self.settle()
+        except TimeoutError:
+            raise AssertionError(f"the process in domain {self.domid} did not get there: {self.devices}") from None
 
     async def stop(self) -> None:
         """End in order, as the daemon does on SIGTERM. Idempotent."""
