@@ -5,10 +5,10 @@ BIN := .venv/bin
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench format clean
+.PHONY: help setup demo test xen-test check bench format clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: .venv/.complete ## Make .venv with xenbusd and its tools in it (done once; again when pyproject.toml changes)
 
@@ -23,6 +23,10 @@ demo: .venv/.complete ## Show a disk pair at work on a simulated Xen host, read 
 test: .venv/.complete ## Run every test
 	@.ci/setup want demo test
 	@$(BIN)/python -m pytest
+
+xen-test: .venv/.complete ## Boot a real Xen host under emulation and run tests/xen in it (root, Debian; minutes)
+	@.ci/setup want xen
+	@XENBUSD_XEN=1 $(BIN)/python -m pytest tests/xen
 
 check: .venv/.complete ## Check format, style, types and layers, and run the quick tests
 	$(BIN)/ruff format --check .

@@ -254,17 +254,24 @@ class RateLimit:
         bucket[:] = tokens - 1.0, now, 0.0
         return int(dropped)
 
-    def forget(self, belongs: Callable[[Hashable], bool]) -> int:
-        """Forget the keys for which `belongs` is true; return how many of theirs were dropped and never told of."""
-        keys = [key for key in self._buckets if belongs(key)]
-        return int(sum(self._buckets.pop(key)[2] for key in keys))
+    def untold(self, belongs: Callable[[Hashable], bool]) -> int:
+        """Return how many were dropped and not told of yet, of the keys for which `belongs` is true; now they are."""
+        buckets = [bucket for key, bucket in self._buckets.items() if belongs(key)]
+        count = int(sum(bucket[2] for bucket in buckets))
+        for bucket in buckets:
+            bucket[2] = 0.0
+        return count
+
+
+_PEER_MADE = ("device.adopted", "device.closed", "device.connected", "device.failed")
+"""Lines that a frontend can make come as often as it likes, by closing and beginning again."""
 
 
 class _Limit:
-    """Processor: drop what a misbehaving peer makes us say too often, and tell later how much that was.
+    """Processor: drop what the other end makes us say too often, and tell later how much that was (XSA-180).
 
-    It looks at warnings whose event starts with "otherend.", by device and event. The next line that passes carries
-    `suppressed=N`; if none comes, the device's `device.closed` does.
+    It looks at warnings whose event starts with "otherend.", and at `_PEER_MADE`, by device and event. The next line of
+    the kind that passes carries `suppressed=N`; so does the device's `device.closed`, for all kinds.
     """
 
     def __init__(self, limit: RateLimit) -> None:
@@ -274,13 +281,13 @@ class _Limit:
         from structlog import DropEvent
 
         name, device = str(event.get("event", "")), str(event.get("device", ""))
-        suppressed: int | None = 0
-        if event.get("level") == "warning" and name.startswith("otherend."):
-            suppressed = self._limit.admit((device, name))
-            if suppressed is None:
-                raise DropEvent
-        elif name == "device.closed":
-            suppressed = self._limit.forget(lambda key: isinstance(key, tuple) and key[0] == device)
+        if name not in _PEER_MADE and not (event.get("level") == "warning" and name.startswith("otherend.")):
+            return event
+        suppressed = self._limit.admit((device, name))
+        if suppressed is None:
+            raise DropEvent
+        if name == "device.closed":
+            suppressed += self._limit.untold(lambda key: isinstance(key, tuple) and key[0] == device)
         if suppressed:
             event["suppressed"] = suppressed
         return event

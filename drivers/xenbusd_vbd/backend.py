@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import stat
+import time
 from collections.abc import Mapping
 
 from xenbusd.api import Backend, BackendDevice, Devid, Directories, ImageError, UsageError, boolean, choice, text
@@ -22,6 +23,9 @@ from xenbusd_vbd.protocol import (
 )
 from xenbusd_vbd.server import BlockServer
 from xenbusd_vbd.toolstack import directories, parse_vdev
+
+FENCE_S = 10.0
+"""How long the last I/O of the process before us may take, when we go on with its ring."""
 
 
 class VbdBackend(Backend, device_class="vbd"):
@@ -72,7 +76,14 @@ class VbdBackend(Backend, device_class="vbd"):
         mode = await dev.own.read("mode", text)
         params = await dev.own.read("params", text)
         path = await dev.own.read("physical-device-path", text, default=raw_path(params))
-        return await asyncio.to_thread(Image, path, writable="w" in mode, shared="!" in mode)
+        deadline = time.monotonic() + FENCE_S * dev.adopted
+        while True:
+            try:
+                return await asyncio.to_thread(Image, path, writable="w" in mode, shared="!" in mode)
+            except ImageError as error:
+                if error.errno != errno.EBUSY or time.monotonic() >= deadline:
+                    raise
+            await asyncio.sleep(0.05)  # the process before us has I/O under way, and the lock with it
 
     async def _properties(self, dev: BackendDevice, image: Image) -> dict[str, int]:
         """What the frontend reads once we are Connected (T27)."""

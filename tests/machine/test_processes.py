@@ -121,6 +121,29 @@ def test_a_backend_that_is_restarted_goes_on_with_its_rings(
     assert nodes(host) == []
 
 
+@needs_nbd
+@pytest.mark.usefixtures("guest")
+def test_a_backend_that_is_killed_loses_no_request(host: ProcessMachine, dom0: subprocess.Popen[bytes]) -> None:
+    """SIGKILL in the middle of a copy: the next daemon does not trust the rings it finds, closes them, and the frontend
+    sends its shadows through new ones; the copy is whole."""
+    disk = image(host, "disk.img", 64)
+    device = attach(host, 1, disk)
+    copier = subprocess.Popen(["nbdcopy", host.disk_uri(1), "-"], stdout=subprocess.PIPE)
+    assert copier.stdout is not None
+    digest = hashlib.sha256(copier.stdout.read(8 * MIB))
+    dom0.kill()
+    dom0.wait()
+    host.serve()
+    while piece := copier.stdout.read(MIB):
+        digest.update(piece)
+    copier.stdout.close()
+    assert copier.wait() == 0
+    assert digest.digest() == hashlib.sha256(disk.read_bytes()).digest()
+    assert "device.unclean" in host.logs()
+    assert host.ctl("detach", device).returncode == 0
+    assert nodes(host) == []
+
+
 @pytest.mark.usefixtures("dom0")
 def test_an_agent_that_is_told_to_end_closes_its_devices(host: ProcessMachine, guest: subprocess.Popen[bytes]) -> None:
     """SIGTERM of an agent: each of its devices goes through Closing to Closed, and the exit status is 0."""

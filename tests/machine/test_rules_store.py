@@ -645,6 +645,7 @@ async def test_t13_a_guest_without_watches_left_does_not_spin(machine: Machine, 
     await watches.pop().unwatch()
     await guest.store.write(f"{id.frontend_path}/nudge", "1")
     await machine.connected(id)
+    await guest.settle()
     assert await machine.read(id.error_path(Side.FRONTEND)) is None
 
 

@@ -276,6 +276,19 @@ def test_warnings_about_a_peer_are_limited(capsys: pytest.CaptureFixture[str]) -
     ]
 
 
+def test_closing_and_beginning_again_does_not_refill_the_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    """XSA-180: a frontend that toggles its state gets ten lines of each kind, however often its device closes."""
+    log.setup("journal")
+    toggled = log.get(device="vbd-1-51712")
+    for _ in range(500):
+        toggled.info("device.connected")
+        toggled.warning("otherend.fault")
+        toggled.info("device.closed")
+    written = lines(capsys)
+    assert len(written) == 30
+    assert sum("otherend.fault" in line for line in written) == 10
+
+
 def test_our_own_warnings_are_not_limited(capsys: pytest.CaptureFixture[str]) -> None:
     """Only what a peer can provoke is limited."""
     log.setup("journal")

@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from xenbusd.bus.device import Device
+from xenbusd.bus.handover import leave, take_over
 from xenbusd.bus.link import BackLink
 from xenbusd.bus.nodes import Value, keys
 from xenbusd.bus.state import ACTIVE, OFFERED, Seen, Side, State, backend_over, parse_state
-from xenbusd.errors import HotplugError, NodeNotFound, OtherendTimeout, StoreError
+from xenbusd.errors import HotplugError, NodeNotFound, OtherendTimeout, RingError, StoreError
 from xenbusd.ids import DOM0
 from xenbusd.ring.layout import Req, RingFormat, Rsp
 from xenbusd.ring.shared import BackRing
@@ -32,6 +33,8 @@ class BackendDevice(Device):
     """Whether a `remove` is owed."""
     _script: str | None = None
     _script_is_ours = False
+    _left_at: int | None = None
+    """Where the ring was left, by the process before us or by us."""
     _unseen = False
     """libxl made the device, and nothing but time can tell that it has seen its InitWait."""
 
@@ -112,21 +115,30 @@ class BackendDevice(Device):
         grefs, otherend_port = await otherend.read_offer(format.max_order)
         mapping = await asyncio.to_thread(host.grants.map, otherend.domid, grefs)
         try:
-            ring = BackRing(mapping.view, format.slot_bytes, attach=self.adopted)
             port = host.events.bind_interdomain(otherend.domid, otherend_port)
         except BaseException:
+            mapping.unmap()
+            raise
+        try:
+            ring = BackRing(mapping.view, format.slot_bytes, attach=self.adopted)
+        except BaseException:
+            host.events.unbind(port)
             mapping.unmap()
             raise
         link = BackLink(self, ring, port, format, mapping.unmap)
         try:
             if self.adopted:
-                self.log.info("device.adopted", unanswered=ring.unanswered)
-                link.notify()  # whatever the process before us answered, it may have died before saying so
+                if ring.rsp_prod != self._left_at:
+                    raise RingError(f"rsp_prod was left at {self._left_at} and is {ring.rsp_prod} now")
+                self.log.info("device.adopted", frontend=otherend.domid)
+                link.notify()  # the frontend may have slept through the change
             else:
                 await self.switch(State.CONNECTED, keys(published))
                 await self.clear_error()
                 self.log.info("device.connected", frontend=otherend.domid)
             yield link
+            if self.stopping and not ring.unanswered:
+                self._left_at = ring.rsp_prod
         finally:
             link.close()
 
@@ -150,14 +162,23 @@ class BackendDevice(Device):
         if seen.own is State.INIT_WAIT:
             return True
         if seen.own is State.CONNECTED and seen.otherend is State.CONNECTED:
-            self.adopted = True
-            return True
+            self._left_at = await take_over(self.store, self.path)
+            if self._left_at is not None:
+                self.adopted = True
+                return True
+            self.log.warning("device.unclean", reason="the daemon before was killed; its rings cannot be trusted")
         await self.close()
         return False
+
+    async def leave(self) -> None:
+        """Hand the ring to whoever comes after us: `state` stays, and so do the frontend's requests."""
+        if self._left_at is not None:
+            await leave(self.store, self.path, self._left_at)
 
     async def close(self) -> None:
         """Go to Closed, through Closing where a frontend is there to see it. Nothing of its is mapped now."""
         self.adopted = False
+        self._left_at = None
         seen = await self.look()
         if self._is_not_ours(seen):
             return

@@ -85,11 +85,11 @@ class FrontendDevice(Device):
         host, domid = self.around.host, self.otherend.domid
         share = host.grants.share(domid, 1 << (order or 0))
         try:
-            ring = FrontRing(share.view, format.slot_bytes)
             port = host.events.alloc_unbound(domid)
         except BaseException:
             share.unshare()
             raise
+        ring = FrontRing(share.view, format.slot_bytes)
         link = FrontLink(self, ring, port, format, share.unshare)
         try:
             offered: dict[str, Value] = {"event-channel": port, **keys(requested)}

@@ -13,7 +13,7 @@ from xenbusd.bus.frontend import FrontendDevice
 from xenbusd.bus.paths import DeviceId, backend_root, frontend_root, parse_number
 from xenbusd.bus.state import Side, State, parse_state
 from xenbusd.bus.supervisor import Supervisor
-from xenbusd.errors import AccessDenied, NodeNotFound
+from xenbusd.errors import AccessDenied, NodeNotFound, StoreError
 from xenbusd.ids import DOMID_FIRST_RESERVED, DeviceClass, Devid, Domid
 
 RESYNC_S = 30.0
@@ -61,7 +61,10 @@ class Scan:
                 hints = watch.take() | self._again
                 self._again.clear()
                 for hint in sorted(hints):
-                    await self._heed(hint)
+                    try:
+                        await self._heed(hint)
+                    except StoreError as error:  # a listing too long for the store, say; the next resync tries again
+                        self.around.log.error("scan.failed", path=hint, error=str(error))
         finally:
             await watch.unwatch()
 

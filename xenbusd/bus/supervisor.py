@@ -78,7 +78,8 @@ class Supervisor:
                     begin = False
                     failed = await self._connection(dev, driver)
                     if dev.stopping and isinstance(dev, BackendDevice):
-                        return  # whoever comes after us goes on with the ring
+                        await dev.leave()
+                        return
                     await dev.close()
         except DeviceOver:
             return

@@ -1,0 +1,97 @@
+"""Tests of this folder run in dom0 of a real Xen host that is booted for them, once for all.
+
+Outside, a test here is only a name: the host is booted, a pytest in its dom0 runs all the tests that were selected, and
+what it reported of each is reported here, tracebacks and all. Inside, they are ordinary tests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.xen import build, host
+
+HERE = Path(__file__).parent
+MODE = os.environ.get("XENBUSD_XEN", "")
+INSIDE = MODE == "inside"
+OUT = Path("/mnt/out")
+"""Inside: the folder that the machine outside sees."""
+
+_booted: dict[str, host.Boot] = {}
+
+
+def _why_not() -> str | None:
+    if INSIDE:
+        return None
+    if MODE != "1":
+        return "make xen-test boots a real Xen host for this"
+    return build.lacking()
+
+
+def _ours(items: list[pytest.Item]) -> Iterator[pytest.Item]:
+    return (item for item in items if item.path.is_relative_to(HERE))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests of this folder where they cannot be run, or were not asked for."""
+    if reason := _why_not():
+        for item in _ours(items):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+    """Outside, report a test of this folder as dom0's pytest did, having booted it for the first of them."""
+    if INSIDE or _why_not() or not item.path.is_relative_to(HERE):
+        return None
+    if not _booted:
+        folder = _out(item.config)
+        _booted["host"] = host.Boot([each.nodeid for each in _ours(item.session.items)], folder)
+    boot = _booted["host"]
+    hook = item.ihook
+    hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    reports = [
+        hook.pytest_report_from_serializable(config=item.config, data=report) for report in boot.reports(item.nodeid)
+    ]
+    if not any(report.when == "teardown" for report in reports):
+        reports.append(_unreported(item, boot.story()))
+    for report in reports:
+        hook.pytest_runtest_logreport(report=report)
+    hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+def _out(config: pytest.Config) -> Path:
+    """A folder for this boot's results, kept as long as pytest keeps its temporary folders."""
+    factory: Any = config._tmp_path_factory  # type: ignore[attr-defined]  # fixtures cannot be had here
+    folder: Path = factory.mktemp("xen", numbered=True)
+    return folder
+
+
+def _unreported(item: pytest.Item, story: str) -> pytest.TestReport:
+    return pytest.TestReport(
+        item.nodeid, item.location, {}, "failed", f"dom0 did not report the end of this test.\n{story}", "call"
+    )
+
+
+class _Reporter:
+    """Inside: writes each report down at once, so that none is lost if the machine dies."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Write one line."""
+        data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
+        with open(OUT / host.REPORTS, "a") as file:
+            file.write(json.dumps(data) + "\n")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Inside, have every report written down."""
+    if INSIDE:
+        config.pluginmanager.register(_Reporter(config), "xenbusd-xen-reports")
