@@ -25,6 +25,13 @@ from xenbusd.ring.shared import BackRing, FrontRing
 AnyRing = TypeVar("AnyRing", bound=BackRing | FrontRing)
 
 
+FOR_NOTHING_MAX = 16
+"""Events in a row that find nothing in the ring, before the other end is slowed down."""
+
+PAUSE_FIRST_S = 0.0005
+PAUSE_MAX_S = 0.1
+
+
 class Link(Generic[AnyRing]):
     """Common to both ends.
 
@@ -48,6 +55,7 @@ class Link(Generic[AnyRing]):
         self._loop = asyncio.get_running_loop()
         self._drain: Callable[[], bool | None] | None = None
         self._open = True
+        self._for_nothing = 0
         dev.details = self.describe
 
     def notify(self) -> None:
@@ -80,14 +88,35 @@ class Link(Generic[AnyRing]):
         if self._drain is None:
             return
         try:
-            more = self._drain() or not self.ring.rest()
+            found = self._drain()
+            more = found or not self.ring.rest()
         except Exception as error:
             self._drain = None  # the port stays masked: a hostile peer cannot wake us again (T61)
             self.dev.fail(error)
             return
+        if found:
+            self._for_nothing = 0
         if more:
             self._loop.call_soon(self._ready)  # let the other devices have their turn
         else:
+            self.unmask()
+
+    def unmask(self) -> None:
+        """Let the port wake us again: at once, or after a pause if it has woken us for nothing again and again.
+
+        Some events find nothing, since we look on before we sleep. An other end that sends nothing but such gets the
+        pause that Linux gives it: twice as long each time, up to a limit (XSA-331, XSA-332; xen_irq_lateeoi).
+        """
+        self._for_nothing += 1
+        excess = self._for_nothing - FOR_NOTHING_MAX
+        if excess <= 0:
+            self._events.unmask(self.port)
+        else:
+            self.counters["throttled"] = self.counters.get("throttled", 0) + 1
+            self._loop.call_later(min(PAUSE_FIRST_S * 2 ** min(excess, 16), PAUSE_MAX_S), self._unmask_late)
+
+    def _unmask_late(self) -> None:
+        if self._open:
             self._events.unmask(self.port)
 
     def describe(self) -> dict[str, object]:
@@ -132,12 +161,13 @@ class BackLink(Link[BackRing], Generic[Req, Rsp]):
             if self.dev.dirty and await self._is_over():
                 return
             if self._fill():
+                self._for_nothing = 0
                 while self._inbox:
                     yield self._inbox.popleft()
                 self.publish()
                 await asyncio.sleep(0)  # let the other devices have their turn
             elif self.ring.rest():
-                self._events.unmask(self.port)
+                self.unmask()
                 await self._wake.wait()
 
     def _fill(self) -> bool:
