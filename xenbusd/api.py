@@ -23,6 +23,7 @@ from xenbusd.errors import (
 )
 from xenbusd.host.interface import Copy, Grants, Mapping, Share
 from xenbusd.ids import PAGE_SIZE, Devid, Domid, Gref, Port
+from xenbusd.listener import Listener
 from xenbusd.ring.layout import Raw, RingFormat, Slot
 from xenbusd.ring.shared import BackRing, FrontRing
 
@@ -47,6 +48,7 @@ __all__ = [
     "Grants",
     "Gref",
     "ImageError",
+    "Listener",
     "Mapping",
     "NodeType",
     "NodeValueError",

@@ -9,15 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 import time
 from contextlib import closing, suppress
 from typing import Any, Protocol
 
 from xenbusd.bus.device import Device, Surroundings
 from xenbusd.bus.state import Side
-from xenbusd.errors import UsageError
 from xenbusd.ids import Domid
+from xenbusd.listener import Listener
 
 LINE_MAX = 65536
 """Bytes of a request; replies are not limited."""
@@ -50,7 +49,7 @@ class ControlServer:
         self._domid = domid
         self._started = time.monotonic()
         self._server: asyncio.AbstractServer | None = None
-        self._path = ""
+        self._listener: Listener | None = None
 
     async def listen(self, path: str) -> None:
         """Begin to answer at `path`. A socket left behind is removed.
@@ -58,18 +57,15 @@ class ControlServer:
         Raises:
             UsageError: another daemon answers there.
         """
-        refuse_live_socket(path)
-        self._server = await asyncio.start_unix_server(self._converse, path, limit=LINE_MAX)
-        os.chmod(path, 0o600)
-        self._path = path
+        self._listener = Listener(path)
+        self._server = await asyncio.start_unix_server(self._converse, sock=self._listener.sock, limit=LINE_MAX)
 
     async def close(self) -> None:
         """Stop answering, and remove the socket. Idempotent."""
-        if self._server is not None:
+        if self._server is not None and self._listener is not None:
             self._server.close()
+            self._listener.close()
             self._server = None
-            with suppress(FileNotFoundError):
-                os.unlink(self._path)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with closing(writer), suppress(ConnectionError, ValueError):
@@ -121,22 +117,3 @@ class ControlServer:
     def _details(self, dev: Device) -> dict[str, Any]:
         ring = dev.details() if dev.details is not None else {}
         return {**self._summary(dev), "path": dev.path, "otherend_path": dev.otherend.path, "ring": ring}
-
-
-def refuse_live_socket(path: str) -> None:
-    """Remove a socket that nobody answers at any more.
-
-    Raises:
-        UsageError: somebody answers there.
-    """
-    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
-        try:
-            probe.connect(path)
-        except FileNotFoundError:
-            return
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except OSError as error:
-            raise UsageError(f"cannot use the socket {path}: {error.strerror or error}") from error
-    raise UsageError(f"another process answers at {path}: is xenbusd running already?")

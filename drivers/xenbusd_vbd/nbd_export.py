@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import os
 import socket
-import stat
 from collections.abc import Callable
 
+from xenbusd.api import Listener
 from xenbusd_vbd.disk import Disk
 from xenbusd_vbd.nbd_connection import Counters, NbdConnection
 from xenbusd_vbd.nbd_wire import REQUEST_DATA_MAX, Offer, TransmissionFlags
@@ -20,8 +18,6 @@ DRAIN_S = 2.0
 """Seconds that `close` leaves to requests in flight."""
 NAME_MAX = 4096
 """Bytes in an export's name (doc/proto.md, "Conventions")."""
-PATH_MAX = 107
-"""Bytes in a UNIX socket's path (struct sockaddr_un, less the NUL)."""
 
 
 class NbdExport:
@@ -43,8 +39,7 @@ class NbdExport:
         self._log = log or (lambda *_args, **_facts: None)
         self._offer = offer_of(disk, name)
         self._server: asyncio.Server | None = None
-        self._path: str | None = None
-        self._inode = (0, 0)
+        self._listener: Listener | None = None
         self._connections: set[NbdConnection] = set()
         self._serving: set[asyncio.Task[object]] = set()
         self._nobody_left = asyncio.Event()
@@ -77,19 +72,13 @@ class NbdExport:
         A socket that a dead server left behind is replaced.
 
         Raises:
-            ValueError: the path is too long for a UNIX socket.
-            OSError: another server answers there, what is there is no socket, or the directory is not ours to write.
+            UsageError: somebody answers there, what is there is no socket, or the path cannot be used.
+            ValueError: the export listens already, or is closed.
         """
         if self._server is not None or self._closed:
             raise ValueError(f"the export {self.name} listens already, or is closed")
-        sock = _bind(path)
-        try:
-            there = os.stat(path)
-            self._server = await asyncio.get_running_loop().create_unix_server(self._connection, sock=sock)
-        except BaseException:
-            sock.close()
-            raise
-        self._path, self._inode = path, (there.st_dev, there.st_ino)
+        self._listener = Listener(path)
+        self._server = await asyncio.get_running_loop().create_unix_server(self._connection, sock=self._listener.sock)
 
     def serve(self, sock: socket.socket) -> None:
         """Serve requests from a connected stream socket on which the handshake is over, or was never needed.
@@ -121,7 +110,8 @@ class NbdExport:
         if self._server is not None:
             self._server.close()
             self._server = None
-            self._unlink()
+        if self._listener is not None:
+            self._listener.close()
         if self._serving:
             await asyncio.wait(self._serving, timeout=drain_s)
         for connection in list(self._connections):
@@ -137,14 +127,6 @@ class NbdExport:
             async with asyncio.timeout(timeout_s):
                 await self._nobody_left.wait()
         return not self._connections
-
-    def _unlink(self) -> None:
-        # Only what we made: somebody may have put another server's socket there meanwhile.
-        assert self._path is not None
-        with contextlib.suppress(OSError):
-            there = os.stat(self._path)
-            if (there.st_dev, there.st_ino) == self._inode:
-                os.unlink(self._path)
 
     def _connection(self, *, handshake: bool = True) -> NbdConnection:
         return NbdConnection(self._disk, self._offer, self.counters, self._opened, self._lost, handshake=handshake)
@@ -201,38 +183,3 @@ def offer_of(disk: Disk, name: str) -> Offer:
     if disk.can_flush:
         flags |= TransmissionFlags.SEND_FLUSH | TransmissionFlags.SEND_FUA
     return Offer(name, f"Xen disk {name}", disk.size_bytes, flags, block, preferred, REQUEST_DATA_MAX)
-
-
-def _bind(path: str) -> socket.socket:
-    """Bind a UNIX socket with mode 0600, in place of one that nobody answers on."""
-    if len(os.fsencode(path)) > PATH_MAX:
-        raise ValueError(f"a UNIX socket's path has at most {PATH_MAX} bytes; choose a shorter one than {path}")
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise FileExistsError(errno.EEXIST, "this is no socket; choose another path or remove it", path)
-        if _answers(path):
-            raise OSError(errno.EADDRINUSE, "another server answers on this socket", path)
-        os.unlink(path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        # Linux gives a socket file the mode of the unbound socket: at no moment can others connect.
-        os.fchmod(sock.fileno(), 0o600)
-        sock.bind(path)
-        sock.setblocking(False)
-    except OSError as error:
-        sock.close()
-        raise OSError(error.errno, error.strerror, path) from error
-    return sock
-
-
-def _answers(path: str) -> bool:
-    """Return whether a server listens on this socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return False
-        except BlockingIOError:
-            return True
-    return True

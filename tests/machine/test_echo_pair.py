@@ -252,7 +252,7 @@ STAGES = [
 async def test_the_frontend_dies(
     machine: Machine, logged: list[dict[str, Any]], stage: Callable[[Half], Awaitable[None]]
 ) -> None:
-    """Whatever a pair is at when its frontend's domain is destroyed, the backend lets go of all that was the domain's."""
+    """Whatever a pair is at when its frontend's domain is destroyed, the backend lets go of all that was of it."""
     async with beside_an_honest_pair(machine, logged) as echo:
         await stage(echo)
         await echo.guest.kill()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.machine.disk import HandDisk
 from tests.machine.echo import GUEST, Half, ask, say
 from xenbusd import toolstack
 from xenbusd.api import Backend, BackendDevice, OtherendError
@@ -17,53 +18,17 @@ from xenbusd.bus.state import Side, State
 from xenbusd.errors import OtherendTimeout
 from xenbusd.ids import DOM0, Domid
 from xenbusd.ring.layout import REQ_PROD
-from xenbusd.testing import HandRing, Machine, Peer, Process
+from xenbusd.testing import Machine, Peer
 from xenbusd.testing.machine import DEADLINE_S
 from xenbusd_echo.backend import EchoBackend
 from xenbusd_echo.frontend import EchoFrontend
 from xenbusd_echo.protocol import RING
 from xenbusd_vbd.backend import VbdBackend
-from xenbusd_vbd.protocol import OKAY, READ, X86_64
 
 
 async def held_by_backend(echo: Half) -> int:
     """Pages of the guest that the backend has mapped."""
     return echo.machine.holdings(GUEST).grants_mapped
-
-
-class Disk:
-    """A vbd backend on a small image, and its hand-driven frontend, connected, with one data page."""
-
-    def __init__(self, machine: Machine, back: Process, peer: Peer, ring: HandRing) -> None:
-        self.machine = machine
-        self.back = back
-        self.peer = peer
-        self.ring = ring
-        self.data = peer.process.host.grants.share(DOM0, 1)
-        self._last = 0
-
-    async def read(self, sector: int) -> bytes:
-        """Read eight sectors by one request."""
-        self._last += 1
-        (slot,) = await self.ring.ask(X86_64.pack_request(READ, self._last, sector, self.data.grefs, 8))
-        assert X86_64.parse_response(slot, 0) == (self._last, READ, OKAY)
-        return bytes(self.data.view)
-
-    def close(self) -> None:
-        """Take back what the frontend shared."""
-        self.ring.close()
-        self.data.unshare()
-
-
-async def disk(machine: Machine, folder: Path) -> Disk:
-    """Connect a disk whose sectors hold their own numbers."""
-    image = folder / "disk.img"
-    image.write_bytes(b"".join(sector.to_bytes(2, "little") * 256 for sector in range(64)))
-    back = await machine.start(DOM0, VbdBackend)
-    peer = Peer(await machine.start(GUEST), machine.id("vbd", devid=51712))
-    await machine.attach(peer.id, {"params": str(image), "mode": "w"})
-    ring = await peer.connect(X86_64.ring, protocol=X86_64.name)
-    return Disk(machine, back, peer, ring)
 
 
 # -- T50 ---------------------------------------------------------------------------------------------------------------
@@ -318,25 +283,27 @@ async def test_t54_online_is_no_link_state(echo: Half) -> None:
 async def test_t55_a_disk_in_use_is_served_until_6(machine: Machine, tmp_path: Path, who: str) -> None:
     """T55: an older blkfront answers a detach with fe 5 and an error node, "Device in use", and goes on with its I/O
     until the last user has gone: the backend serves until fe 6, whoever began."""
-    vbd = await disk(machine, tmp_path)
-    peer = vbd.peer
-    try:
-        assert (await vbd.read(8))[:2] == b"\x08\0"
-        if who == "toolstack":
-            await machine.ask_to_close(peer.id)
-            await peer.until(State.CLOSING)
-            await peer.store.write(peer.id.error_path(Side.FRONTEND), "16 Device in use; refusing to close")
-        await peer.write(State.CLOSING)
+    image = tmp_path / "disk.img"
+    image.write_bytes(b"".join(sector.to_bytes(2, "little") * 256 for sector in range(64)))
+    back = await machine.start(DOM0, VbdBackend)
+    peer = Peer(await machine.start(GUEST), machine.id("vbd", devid=51712))
+    await machine.attach(peer.id, {"params": str(image), "mode": "w"})
+    disk = await HandDisk.connect(peer)
+    assert (await disk.read(8, 1))[:2] == b"\x08\0"
+    if who == "toolstack":
+        await machine.ask_to_close(peer.id)
         await peer.until(State.CLOSING)
-        await vbd.back.settle()
-        assert (await vbd.read(16))[:2] == b"\x10\0"
-        assert (await vbd.read(24))[:2] == b"\x18\0"
-        assert await peer.read("state") == b"5"
-        await peer.write(State.CLOSED)
-        await peer.until(State.CLOSED)
-        assert machine.holdings(GUEST).grants_mapped == 0
-    finally:
-        vbd.close()
+        await peer.store.write(peer.id.error_path(Side.FRONTEND), "16 Device in use; refusing to close")
+    await peer.write(State.CLOSING)
+    await peer.until(State.CLOSING)
+    await back.settle()
+    assert (await disk.read(16, 1))[:2] == b"\x10\0"
+    assert (await disk.read(24, 8))[:2] == b"\x18\0"
+    assert await peer.read("state") == b"5"
+    await peer.write(State.CLOSED)
+    await peer.until(State.CLOSED)
+    assert machine.holdings(GUEST).grants_mapped == 0
+    disk.close()
 
 
 async def test_t56_a_detach_is_an_eject_request(machine: Machine) -> None:

@@ -15,7 +15,8 @@ from xenbusd import toolstack
 from xenbusd.host.real import store_endpoint
 from xenbusd.store.client import StoreClient
 
-pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
+one_loop = pytest.mark.asyncio(loop_factories=["asyncio"])
+"""The daemons choose their own loop; the test's makes no difference."""
 
 DISK_BYTES = 32 << 20
 
@@ -46,6 +47,7 @@ def test_real_door_conforms() -> None:
     assert "skipped" not in said
 
 
+@one_loop
 async def test_echo(serve: Daemon, agent: Daemon) -> None:
     """A line goes from a program through the frontend, the ring and the backend, and comes back in upper case."""
     echo = device("echo", 0)
@@ -65,6 +67,7 @@ async def test_echo(serve: Daemon, agent: Daemon) -> None:
     assert (serve.open_files, agent.open_files) == files
 
 
+@one_loop
 @pytest.mark.usefixtures("serve")
 async def test_vbd(agent: Daemon, tmp_path: Path) -> None:
     """A real NBD client reads a whole disk and writes another one over it; all three sums are as they should be."""

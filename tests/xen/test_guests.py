@@ -14,7 +14,8 @@ from xenbusd import toolstack
 from xenbusd.host.real import store_endpoint
 from xenbusd.store.client import StoreClient
 
-pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
+one_loop = pytest.mark.asyncio(loop_factories=["asyncio"])
+"""The daemons choose their own loop; the test's makes no difference."""
 
 DISK_BYTES = 128 << 20
 STATE_OK = "wanted state {} ok"
@@ -101,6 +102,7 @@ def test_missing_image_is_refused_with_the_reason(tmp_path: Path) -> None:
     assert_nothing_left()
 
 
+@one_loop
 @pytest.mark.usefixtures("serve")
 async def test_agent_in_a_guest(tmp_path: Path) -> None:
     """Our frontends in a real guest, our backends in dom0: an echo, and a disk at /dev/nbd0 with a file system."""

@@ -8,12 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import os
 import socket
-import stat
 from collections.abc import Iterator
 
-from xenbusd.errors import StoreError, UsageError
+from xenbusd.errors import StoreError
+from xenbusd.listener import Listener
 from xenbusd.store import verbs
 from xenbusd.store.connection import Connection
 from xenbusd.store.domains import Domain
@@ -34,8 +33,8 @@ class StoreServer:
 
     def __init__(self, *, quotas: Quotas | None = None) -> None:
         self._state = State(quotas or Quotas())
-        self._listeners: list[asyncio.Server] = []
-        self._sockets: list[tuple[str, tuple[int, int]]] = []
+        self._servers: list[asyncio.Server] = []
+        self._listeners: list[Listener] = []
         self._attaching: set[asyncio.Task[object]] = set()
 
     async def listen(self, path: str) -> None:
@@ -44,20 +43,11 @@ class StoreServer:
         Raises:
             UsageError: a store answers there already, the path is taken by something else, or cannot be used.
         """
-        _make_room(path)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.bind(path)
-            # Nobody can connect before listen(), so there is no moment at which the mode is wider.
-            os.chmod(path, 0o600)
-            status = os.stat(path)
-        except OSError as error:
-            sock.close()
-            raise UsageError(f"cannot make a socket at {path}: {error.strerror or error}") from error
-        self._sockets.append((path, (status.st_dev, status.st_ino)))
+        listener = Listener(path)
+        self._listeners.append(listener)
         dom0 = self._state.domains.dom0
         loop = asyncio.get_running_loop()
-        self._listeners.append(await loop.create_unix_server(lambda: Connection(self._state, dom0), sock=sock))
+        self._servers.append(await loop.create_unix_server(lambda: Connection(self._state, dom0), sock=listener.sock))
 
     def attach(self, sock: socket.socket, domid: int) -> None:
         """Serve a connected stream socket as `domid`; the socket is the server's from now on.
@@ -137,21 +127,18 @@ class StoreServer:
     async def close(self) -> None:
         """Close all connections and remove the sockets. Idempotent."""
         self._state.closed = True
+        for server in self._servers:
+            server.close()
         for listener in self._listeners:
             listener.close()
-        for path, identity in self._sockets:
-            with contextlib.suppress(OSError):
-                status = os.stat(path)
-                if (status.st_dev, status.st_ino) == identity:
-                    os.unlink(path)
-        self._sockets.clear()
+        self._listeners.clear()
         for task in list(self._attaching):
             task.cancel()
         await asyncio.gather(*self._attaching, return_exceptions=True)
         self._state.close()
-        for listener in self._listeners:
-            await listener.wait_closed()
-        self._listeners.clear()
+        for server in self._servers:
+            await server.wait_closed()
+        self._servers.clear()
         # Transports close in the next turn of the loop; let it come before the caller ends the loop.
         await asyncio.sleep(0)
 
@@ -177,27 +164,3 @@ def _as_store_error(op: str, about: str) -> Iterator[None]:
 def _absolute(path: str) -> bytes:
     raw = check_path(path)
     return raw if raw.startswith(b"/") else b"/local/domain/0/" + raw
-
-
-def _make_room(path: str) -> None:
-    """Remove a dead socket file; refuse anything else that stands there."""
-    try:
-        status = os.lstat(path)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise UsageError(f"cannot make a socket at {path}: {error.strerror}") from error
-    if not stat.S_ISSOCK(status.st_mode):
-        raise UsageError(f"{path} is not a socket; name another path, or remove it")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except BlockingIOError:
-            pass  # somebody listens, and has a queue
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except OSError as error:
-            raise UsageError(f"cannot look at the socket {path}: {error.strerror}") from error
-    raise UsageError(f"a store answers at {path} already; stop it, or name another path")

@@ -345,7 +345,7 @@ async def test_listen_replaces_a_dead_socket_and_refuses_a_live_one(server: Stor
         dead.bind(path)
     await server.listen(path)
     second = StoreServer()
-    with pytest.raises(UsageError, match=r"answers at .* already; stop it"):
+    with pytest.raises(UsageError, match="is in use"):
         await second.listen(path)
     peer = await Peer.at(path)
     assert await peer.ask(Op.READ, b"/open\0") == b"v"
@@ -358,12 +358,12 @@ async def test_listen_refuses_what_is_no_socket(server: StoreServer, tmp_path: P
     """A file of somebody's is never removed; a folder that is not there is named."""
     file = tmp_path / "file"
     file.write_text("precious")
-    with pytest.raises(UsageError, match="is not a socket"):
+    with pytest.raises(UsageError, match="is no socket"):
         await server.listen(str(file))
     assert file.read_text() == "precious"
-    with pytest.raises(UsageError, match="cannot make a socket at"):
+    with pytest.raises(UsageError, match="cannot listen at"):
         await server.listen(str(tmp_path / "none" / "socket"))
-    with pytest.raises(UsageError, match="cannot make a socket at"):
+    with pytest.raises(UsageError, match="cannot listen at"):
         await server.listen(str(tmp_path / ("long" * 40)))
 
 

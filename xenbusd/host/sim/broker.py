@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 import socket
 
 from xenbusd.host.sim.descriptors import allow_many
 from xenbusd.host.sim.domain import Refusal
-from xenbusd.host.sim.listener import listen
 from xenbusd.host.sim.machine import Answer, Machine, Process
 from xenbusd.host.sim.protocol import REQUEST_BYTES_MAX, STORE_SUFFIX, pack, parse_request
+from xenbusd.listener import Listener
 from xenbusd.store.server import StoreServer
+
+BACKLOG = 128
+"""Processes that may wait to be let in."""
 
 _ACCEPT_AGAIN_S = 0.1
 """Pause after the process ran out of descriptors, so as not to spin on a connection that cannot be taken."""
@@ -37,7 +39,7 @@ class SimBroker:
         self.store = StoreServer()
         self._machine = Machine(self.store)
         self._processes: dict[socket.socket, Process] = {}
-        self._listener: socket.socket | None = None
+        self._listener: Listener | None = None
         self._accept_again: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
@@ -47,31 +49,32 @@ class SimBroker:
             UsageError: another host lives at this path, or none can be made there.
         """
         allow_many()
-        listener = listen(self.path)
+        listener = Listener(self.path, socket.SOCK_SEQPACKET)
         try:
             await self.store.listen(self.store_path)
+            listener.sock.listen(BACKLOG)
         except BaseException:
-            _remove(listener, self.path)
+            listener.close()
             raise
         self._listener = listener
-        asyncio.get_running_loop().add_reader(listener, self._accept)
+        asyncio.get_running_loop().add_reader(listener.sock, self._accept)
 
     async def close(self) -> None:
         """Cut every process off, end the store, remove the sockets. Idempotent."""
         if self._listener is None:
             return
         listener, self._listener = self._listener, None
-        asyncio.get_running_loop().remove_reader(listener)
+        asyncio.get_running_loop().remove_reader(listener.sock)
         if self._accept_again is not None:
             self._accept_again.cancel()
-        _remove(listener, self.path)
+        listener.close()
         for sock in list(self._processes):
             self._cut(sock)
         await self.store.close()
 
     def _accept(self) -> None:
-        listener = self._listener
-        assert listener is not None
+        assert self._listener is not None
+        listener = self._listener.sock
         loop = asyncio.get_running_loop()
         try:
             sock, _ = listener.accept()
@@ -119,9 +122,3 @@ class SimBroker:
         asyncio.get_running_loop().remove_reader(sock)
         sock.close()
         self._machine.leave(self._processes.pop(sock))
-
-
-def _remove(listener: socket.socket, path: str) -> None:
-    listener.close()
-    if os.path.exists(path):
-        os.unlink(path)
