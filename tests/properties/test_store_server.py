@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.unit.store.asker import Asker
-from xenbusd.store.connection import Connection
-from xenbusd.store.quotas import Quotas, Refusal
-from xenbusd.store.state import State
-from xenbusd.store.tree import parent
+from tests.unit.store.server.asker import Asker
+from xenbusd.store.server.connection import Connection
+from xenbusd.store.server.quotas import Quotas, Refusal
+from xenbusd.store.server.state import State
+from xenbusd.store.server.tree import parent
 from xenbusd.store.wire import HEADER, Op, pack
 
 PATHS = ["/x", "/x/a", "/x/b", "/x/a/c", "/x/a/d", "/y", "/y/a"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from xenbusd.store.domains import Domain
-from xenbusd.store.transactions import Transaction
-from xenbusd.store.watches import Watch
+from xenbusd.store.server.domains import Domain
+from xenbusd.store.server.transactions import Transaction
+from xenbusd.store.server.watches import Watch
 from xenbusd.store.wire import HEADER, PAYLOAD_MAX, Op
 
 

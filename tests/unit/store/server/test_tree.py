@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from xenbusd.store.permissions import Permissions, parse_permissions
-from xenbusd.store.tree import INTRODUCE_DOMAIN, RELEASE_DOMAIN, Node, Tree, basename, child, parent, size
+from xenbusd.store.server.permissions import Permissions, parse_permissions
+from xenbusd.store.server.tree import INTRODUCE_DOMAIN, RELEASE_DOMAIN, Node, Tree, basename, child, parent, size
 
 DOM0 = parse_permissions([b"n0"])
 DOM3 = parse_permissions([b"n3", b"r0"])

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 
 from xenbusd.errors import StoreError
 from xenbusd.listener import Listener
-from xenbusd.store import verbs
-from xenbusd.store.connection import Connection
-from xenbusd.store.domains import Domain
-from xenbusd.store.permissions import parse_permissions
-from xenbusd.store.quotas import Quotas, Refusal
-from xenbusd.store.state import State
+from xenbusd.store.server import verbs
+from xenbusd.store.server.connection import Connection
+from xenbusd.store.server.domains import Domain
+from xenbusd.store.server.permissions import parse_permissions
+from xenbusd.store.server.quotas import Quotas, Refusal
+from xenbusd.store.server.state import State
 from xenbusd.store.wire import PAYLOAD_MAX, InvalidPayload, check_path, check_perms
 
 __all__ = ["Quotas", "StoreServer"]

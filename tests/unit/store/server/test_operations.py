@@ -6,9 +6,9 @@ import errno
 
 import pytest
 
-from tests.unit.store.asker import Asker
-from xenbusd.store.quotas import Quotas, Refusal
-from xenbusd.store.state import State
+from tests.unit.store.server.asker import Asker
+from xenbusd.store.server.quotas import Quotas, Refusal
+from xenbusd.store.server.state import State
 from xenbusd.store.wire import PAYLOAD_MAX, Op
 
 

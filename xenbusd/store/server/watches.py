@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from xenbusd.store.tree import ROOT
+from xenbusd.store.server.tree import ROOT
 
 if TYPE_CHECKING:
-    from xenbusd.store.caller import Caller
+    from xenbusd.store.server.caller import Caller
 
 
 class Watch:

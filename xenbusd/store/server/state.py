@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import errno
 
-from xenbusd.store import verbs
-from xenbusd.store.caller import Caller
-from xenbusd.store.domains import Domain, Domains
-from xenbusd.store.permissions import READ
-from xenbusd.store.quotas import Quotas, Refusal
-from xenbusd.store.tree import INTRODUCE_DOMAIN, RELEASE_DOMAIN, ROOT, Change, Tree, parent
-from xenbusd.store.watches import Watch, Watches
+from xenbusd.store.server import verbs
+from xenbusd.store.server.caller import Caller
+from xenbusd.store.server.domains import Domain, Domains
+from xenbusd.store.server.permissions import READ
+from xenbusd.store.server.quotas import Quotas, Refusal
+from xenbusd.store.server.tree import INTRODUCE_DOMAIN, RELEASE_DOMAIN, ROOT, Change, Tree, parent
+from xenbusd.store.server.watches import Watch, Watches
 
 
 class State:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable
 
-from xenbusd.store.domains import Domain
-from xenbusd.store.permissions import OWN, READ, WRITE, Permissions
-from xenbusd.store.quotas import Refusal
-from xenbusd.store.tree import ROOT, Change, Node, View, basename, parent, size
+from xenbusd.store.server.domains import Domain
+from xenbusd.store.server.permissions import OWN, READ, WRITE, Permissions
+from xenbusd.store.server.quotas import Refusal
+from xenbusd.store.server.tree import ROOT, Change, Node, View, basename, parent, size
 
 
 def read(view: View, domain: Domain, path: bytes) -> bytes:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.store.asker import Asker
-from xenbusd.store.quotas import Quotas
-from xenbusd.store.state import State
+from tests.unit.store.server.asker import Asker
+from xenbusd.store.server.quotas import Quotas
+from xenbusd.store.server.state import State
 from xenbusd.store.wire import Op
 
 

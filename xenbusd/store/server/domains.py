@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from xenbusd.ids import DOMID_FIRST_RESERVED
-from xenbusd.store.permissions import ALL, Permissions
-from xenbusd.store.quotas import Quotas, Refusal
+from xenbusd.store.server.permissions import ALL, Permissions
+from xenbusd.store.server.quotas import Quotas, Refusal
 
 if TYPE_CHECKING:
-    from xenbusd.store.caller import Caller
+    from xenbusd.store.server.caller import Caller
 
 DOMID_SELF = 0x7FF0
 """Whoever asks (xen.h, DOMID_SELF)."""

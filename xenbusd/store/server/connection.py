@@ -10,12 +10,12 @@ import asyncio
 import errno
 from typing import cast
 
-from xenbusd.store.caller import Caller
-from xenbusd.store.domains import Domain
-from xenbusd.store.operations import perform
-from xenbusd.store.permissions import READ
-from xenbusd.store.quotas import Refusal
-from xenbusd.store.state import State
+from xenbusd.store.server.caller import Caller
+from xenbusd.store.server.domains import Domain
+from xenbusd.store.server.operations import perform
+from xenbusd.store.server.permissions import READ
+from xenbusd.store.server.quotas import Refusal
+from xenbusd.store.server.state import State
 from xenbusd.store.wire import HEADER, PAYLOAD_MAX, Op, errno_name
 
 _READ = int(Op.READ)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 
-from xenbusd.store.caller import Caller
-from xenbusd.store.operations import perform
-from xenbusd.store.quotas import Refusal
-from xenbusd.store.state import State
+from xenbusd.store.server.caller import Caller
+from xenbusd.store.server.operations import perform
+from xenbusd.store.server.quotas import Refusal
+from xenbusd.store.server.state import State
 from xenbusd.store.wire import HEADER, Op
 
 

@@ -9,13 +9,13 @@ import errno
 import re
 from collections.abc import Callable, Iterable
 
-from xenbusd.store import verbs
-from xenbusd.store.caller import Caller
-from xenbusd.store.domains import DOMID_SELF, Domain
-from xenbusd.store.permissions import parse_permissions
-from xenbusd.store.quotas import Refusal
-from xenbusd.store.state import State
-from xenbusd.store.transactions import Edit, Transaction
+from xenbusd.store.server import verbs
+from xenbusd.store.server.caller import Caller
+from xenbusd.store.server.domains import DOMID_SELF, Domain
+from xenbusd.store.server.permissions import parse_permissions
+from xenbusd.store.server.quotas import Refusal
+from xenbusd.store.server.state import State
+from xenbusd.store.server.transactions import Edit, Transaction
 from xenbusd.store.wire import ABSOLUTE_PATH_MAX, PAYLOAD_MAX, RELATIVE_PATH_MAX, U32, Op
 
 OK = b"OK\0"

@@ -15,9 +15,9 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable
 
-from xenbusd.store.permissions import Permissions
-from xenbusd.store.quotas import Refusal
-from xenbusd.store.tree import ROOT, Change, Node, Tree, View, basename, child, parent
+from xenbusd.store.server.permissions import Permissions
+from xenbusd.store.server.quotas import Refusal
+from xenbusd.store.server.tree import ROOT, Change, Node, Tree, View, basename, child, parent
 
 Edit = Callable[[View], None]
 """An edit that can be done again: it raises `Refusal` if it is not possible any more."""

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 
-from xenbusd.store.quotas import Refusal
+from xenbusd.store.server.quotas import Refusal
 
 READ = 1
 WRITE = 2

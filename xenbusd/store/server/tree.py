@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from typing import NamedTuple, Protocol
 
-from xenbusd.store.permissions import Permissions, permissions
+from xenbusd.store.server.permissions import Permissions, permissions
 
 ROOT = b"/"
 INTRODUCE_DOMAIN = b"@introduceDomain"

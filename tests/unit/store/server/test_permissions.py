@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from xenbusd.store.permissions import ALL, READ, WRITE, parse_permissions
-from xenbusd.store.quotas import Refusal
+from xenbusd.store.server.permissions import ALL, READ, WRITE, parse_permissions
+from xenbusd.store.server.quotas import Refusal
 
 
 def test_the_owner_may_do_everything_and_others_what_the_list_says() -> None:
