@@ -28,7 +28,18 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> M
     A test that is about one of them alone says `@pytest.mark.asyncio(loop_factories=["asyncio"])`.
     """
     del config, item
-    return {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop_factory()}
+    return {"asyncio": patient(asyncio.SelectorEventLoop), "uvloop": patient(uvloop_factory())}
+
+
+def patient(factory: LoopFactory) -> LoopFactory:
+    """Have a loop's debug mode find everything but slowness: tests never time, and the machine may be busy."""
+
+    def make() -> asyncio.AbstractEventLoop:
+        loop = factory()
+        loop.slow_callback_duration = float("inf")
+        return loop
+
+    return make
 
 
 @pytest.fixture(scope="session", autouse=True)
