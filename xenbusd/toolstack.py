@@ -11,9 +11,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from xenbusd.bus.nodes import quote
-from xenbusd.bus.paths import DeviceId
+from xenbusd.bus.paths import DeviceId, backend_root, parse_backend
 from xenbusd.bus.state import Side, State, parse_state
 from xenbusd.errors import NodeNotFound, OtherendTimeout, StoreError, UsageError
+from xenbusd.ids import DOM0, DeviceClass, Domid
 from xenbusd.store.client import StoreClient
 from xenbusd.store.prune import prune
 from xenbusd.store.transaction import Transaction
@@ -263,10 +264,8 @@ async def remove(store: StoreClient, id: DeviceId) -> None:
     await store.transaction(body)
 
 
-async def devices(store: StoreClient, backend_domid: int = 0) -> list[DeviceId]:
+async def devices(store: StoreClient, backend_domid: Domid = DOM0) -> list[DeviceId]:
     """Find every device whose backend is in `backend_domid`, whoever made it."""
-    from xenbusd.bus.paths import parse_backend
-    from xenbusd.ids import DeviceClass, Domid
 
     async def names(path: str) -> list[str]:
         try:
@@ -275,12 +274,11 @@ async def devices(store: StoreClient, backend_domid: int = 0) -> list[DeviceId]:
             return []
 
     found = []
-    root = f"/local/domain/{backend_domid}/backend"
-    for kind in await names(root):
-        for domid in await names(f"{root}/{kind}"):
-            for devid in await names(f"{root}/{kind}/{domid}"):
-                path = f"{root}/{kind}/{domid}/{devid}"
-                id = parse_backend(f"{root}/{kind}", path, Domid(backend_domid), DeviceClass(kind))
+    for kind in map(DeviceClass, await names(f"/local/domain/{backend_domid}/backend")):
+        root = backend_root(backend_domid, kind)
+        for domid in await names(root):
+            for devid in await names(f"{root}/{domid}"):
+                id = parse_backend(root, f"{root}/{domid}/{devid}", backend_domid, kind)
                 if id is not None:
                     found.append(id)
     return found

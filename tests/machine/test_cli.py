@@ -116,7 +116,10 @@ def test_attach_list_show_timeline_detach(host: ProcessMachine) -> None:
     assert (device["device"], device["backend"], device["frontend"]) == ("echo/1/3", "Connected", "Connected")
 
     shown = json.loads(host.ctl("--json", "show", "echo/1/3").stdout)
-    assert shown["nodes"]["backend"]["state"] == shown["nodes"]["frontend"]["state"] == "4"
+    assert {path: nodes["state"] for path, nodes in shown["nodes"].items()} == {
+        "/local/domain/0/backend/echo/1/3": "4",
+        "/local/domain/1/device/echo/3": "4",
+    }
     assert shown["daemon"]["ring"]["ring_slots"] == 32
     assert "feature-upper = 1" in host.ctl("show", "echo/1/3").stdout
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -226,25 +226,24 @@ def show(context: Context, device: str) -> None:
             daemon = await context.ask("show", str(id))
         except XenbusdError as error:
             daemon = {"unknown": str(error)}
-        nodes = {side.value: await _nodes(store, id.path(side)) for side in Side}
+        nodes = {id.path(side): await _nodes(store, id.path(side)) for side in Side}
         known = {"device": str(id), **_as_json(pair), "waiting": _waiting(pair, id), "nodes": nodes, "daemon": daemon}
         if context.as_json:
             click.echo(json.dumps(known))
             return
-        for key, value in known.items():
-            if isinstance(value, dict):
-                click.echo(f"{key}:")
-                for name, inner in value.items():
-                    if isinstance(inner, dict):
-                        click.echo(f"  {name}: {id.path(Side(name)) if key == 'nodes' else ''}".rstrip())
-                        for leaf, text in inner.items():
-                            click.echo(f"    {leaf} = {text}")
-                    else:
-                        click.echo(f"  {name}: {inner}")
-            elif value not in (None, ""):
-                click.echo(f"{key}: {value}")
+        click.echo("\n".join(_outline(known)))
 
     context.in_store(run)
+
+
+def _outline(tree: Mapping[str, object], indent: str = "") -> Iterator[str]:
+    """A nested mapping as lines, without what is empty."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield f"{indent}{key}:"
+            yield from _outline(value, indent + "  ")
+        elif value not in (None, ""):
+            yield f"{indent}{key} = {value}"
 
 
 async def _nodes(store: StoreClient, path: str) -> dict[str, str]:
