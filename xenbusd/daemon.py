@@ -10,12 +10,13 @@ from contextlib import AsyncExitStack
 
 from xenbusd import log, notify, registry
 from xenbusd.bus.device import Device, Surroundings
+from xenbusd.bus.domains import follow_domains
 from xenbusd.bus.ports import Ports
 from xenbusd.bus.scan import Scan
 from xenbusd.bus.state import Side
 from xenbusd.config import Config
 from xenbusd.control import ControlServer
-from xenbusd.errors import AccessDenied, UsageError
+from xenbusd.errors import UsageError
 from xenbusd.host.interface import Host
 from xenbusd.hotplug import ScriptRunner
 from xenbusd.ids import Domid
@@ -23,8 +24,6 @@ from xenbusd.store.client import StoreClient
 
 GUEST_WINDOW = 16
 """Requests in flight in a guest, whose quota is 20 (quota-outstanding-requests)."""
-
-RELEASE = "@releaseDomain"
 
 
 class Daemon:
@@ -107,7 +106,7 @@ class Daemon:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(scan.run()) for scan in self.scans]
-                tasks.append(group.create_task(self._follow_domains(store)))
+                tasks.append(group.create_task(follow_domains(store, self.scans)))
                 tasks.append(group.create_task(self._notifier.keep_alive()))
                 names = " ".join(scan.device_class for scan in self.scans)
                 self.log.info("daemon.started", side=self.side.value, domid=domid, host=self.host.name, classes=names)
@@ -122,22 +121,6 @@ class Daemon:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
             self.log.info("daemon.stopped")
-
-    async def _follow_domains(self, store: StoreClient) -> None:
-        """On `@releaseDomain`, which names nobody and may mean only a shutdown, ask after every domain (T14, T57)."""
-        try:
-            watch = await store.watch(RELEASE)
-        except AccessDenied:
-            return  # a domain that is not told finds its other ends' directories gone
-        while True:
-            await watch.wait()
-            for domid in set().union(*(scan.other_domains() for scan in self.scans)):
-                try:
-                    alive = await store.is_domain_introduced(domid)
-                except AccessDenied:
-                    alive = True  # unprivileged: we cannot ask; the looks that follow will tell
-                for scan in self.scans:
-                    (scan.poke_domain if alive else scan.domain_gone)(domid)
 
 
 def make_run_dir(path: str) -> str:

@@ -118,6 +118,47 @@ async def test_the_backend_s_process_ends_and_another_takes_over(machine: Machin
         assert guest.states(id, "frontend") == ["Initialising", "Initialised", "Connected"]
 
 
+async def test_many_pairs_are_handed_over_at_once(machine: Machine) -> None:
+    """A backend daemon that is stopped begins nothing new on its way out: each of its pairs is the next one's to go on
+    with, and a frontend daemon's pairs stay Closed."""
+    back = await machine.start(DOM0, EchoBackend)
+    keeper = await machine.start(GUEST)  # the domain lives on
+    guest = await machine.start(GUEST, EchoFrontend)
+    ids = [machine.id("echo", devid=devid) for devid in range(24)]
+    for id in ids:
+        await machine.attach(id)
+    await asyncio.gather(*map(machine.connected, ids))
+    await back.stop()
+    successor = await machine.start(DOM0, EchoBackend)
+    answers = await asyncio.gather(*(say(guest, id, b"next") for id in ids))
+    assert answers == [[b"NEXT"]] * len(ids)
+    assert [successor.states(id, "backend") for id in ids] == [["Connected"]] * len(ids)
+    await guest.stop()
+    assert await asyncio.gather(*(machine.read(f"{id.frontend_path}/state") for id in ids)) == [b"6"] * len(ids)
+    assert machine.holdings(GUEST) == (GUEST, 1, 0, 0, 0, 0)
+    assert keeper.alive
+
+
+async def test_nothing_begins_in_a_daemon_that_stops(machine: Machine, logged: list[dict[str, Any]]) -> None:
+    """A device that appears while the daemon stops is left for the next one, untouched."""
+    back = await machine.start(DOM0, EchoBackend)
+    guest = await machine.start(GUEST, EchoFrontend)
+    first, late = machine.id("echo"), machine.id("echo", devid=1)
+    await machine.attach(first)
+    await machine.connected(first)
+    for scan in back.scans:
+        await scan.supervisor.stop()
+    await machine.attach(late)
+    await back.settle()
+    assert await machine.read(f"{late.backend_path}/state") == b"1"
+    await back.stop()
+    assert [line for line in logged if line["event"] in OUR_BUGS] == []
+    await machine.start(DOM0, EchoBackend)
+    await machine.connected(late)
+    assert await say(guest, first, b"first") == [b"FIRST"]
+    assert await say(guest, late, b"late") == [b"LATE"]
+
+
 async def test_the_backend_s_process_is_killed_and_another_takes_over(machine: Machine) -> None:
     """A backend daemon that is killed leaves rings that cannot be trusted: the next one has the pair begin again."""
     async with pair(machine) as (back, guest, id):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,9 @@ from xenbusd.bus.state import Side, State
 from xenbusd.errors import OtherendTimeout
 from xenbusd.ids import DOM0, Domid
 from xenbusd.ring.layout import REQ_PROD
+from xenbusd.store.client import StoreClient
+from xenbusd.store.transaction import Transaction
+from xenbusd.store.wire import Op
 from xenbusd.testing import Machine, Peer
 from xenbusd.testing.machine import DEADLINE_S
 from xenbusd_echo.backend import EchoBackend
@@ -306,7 +310,7 @@ async def test_t55_a_disk_in_use_is_served_until_6(machine: Machine, tmp_path: P
     disk.close()
 
 
-async def test_t56_a_detach_is_an_eject_request(machine: Machine) -> None:
+async def test_t56_a_detach_is_an_eject_request(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """T56: Windows takes `online` 0 together with be 5 for an eject request: both come in one transaction, before any
     directory goes, and `online` is a number in base 2."""
     await machine.start(DOM0, EchoBackend)
@@ -314,22 +318,28 @@ async def test_t56_a_detach_is_an_eject_request(machine: Machine) -> None:
     await machine.attach(peer.id)
     assert await peer.read("online") == b"1"
     with await peer.connect(RING):
-        seen: list[tuple[bytes | None, bytes | None]] = []
-        watch = await peer.store.watch(peer.otherend_path)
+        asked: list[tuple[int, str, bytes, Transaction]] = []
+        write = Transaction._ask
+
+        def spy(self: Transaction, op: int, path: str, payload: bytes) -> asyncio.Future[Any]:
+            if op in (Op.WRITE, Op.RM) and self._asker is machine.store:
+                asked.append((op, path, payload.partition(b"\0")[2], self))
+            return write(self, op, path, payload)
+
+        monkeypatch.setattr(Transaction, "_ask", spy)
+        monkeypatch.setattr(StoreClient, "write", None)  # nothing is written but in transactions
         detached = asyncio.create_task(machine.detach(peer.id))
-        async with asyncio.timeout(DEADLINE_S):
-            while (b"0", b"5") not in seen:
-                await watch.wait()
-                pair = await peer.store.transaction(
-                    lambda tx: asyncio.gather(
-                        tx.read(f"{peer.otherend_path}/online"), tx.read(f"{peer.otherend_path}/state")
-                    )
-                )
-                seen.append((pair[0], pair[1]))
-        assert set(seen) == {(b"1", b"4"), (b"0", b"5")}
+        await peer.until(State.CLOSING)
+        assert await peer.read("online") == b"0"
         await peer.write(State.CLOSED)
         async with asyncio.timeout(DEADLINE_S):
             await detached
+    first = asked[0][3]
+    assert sorted(change[1:3] for change in asked if change[3] is first) == [
+        (f"{peer.otherend_path}/online", b"0"),
+        (f"{peer.otherend_path}/state", b"5"),
+    ]
+    assert {op for op, _, _, tx in asked if tx is not first} == {Op.RM}
 
 
 async def test_t56_after_1_comes_2_and_nothing_else(echo: Half) -> None:

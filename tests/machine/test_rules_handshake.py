@@ -30,11 +30,10 @@ FOREVER_S = 3600.0
 
 
 class Vif(Backend, device_class="vif"):
-    """As much of a network backend as the bus sees: an interface exists before the handshake begins."""
+    """As much of a network backend as the bus sees."""
 
     async def run(self, dev: BackendDevice) -> None:
-        """Make the interface, then connect."""
-        dev.counters["interfaces"] = 1
+        """Connect."""
         await dev.advertise(feature_rx_copy=1, feature_sg=1)
         async with dev.connect(RING) as ring:
             await ring.serve(lambda: False)
@@ -178,7 +177,7 @@ async def test_t16_a_device_begins_when_its_directory_is_complete(machine: Machi
 
 
 @pytest.mark.parametrize("place", ["x/0", "5/x", "5/-1", "05/0", "5/00", "5/0x1", "32752/0", "5", "5/4294967296"])
-async def test_t16_only_numbers_name_devices(machine: Machine, place: str) -> None:
+async def test_t16_only_numbers_name_devices(machine: Machine, logged: list[dict[str, Any]], place: str) -> None:
     """T16: below a class stand a domid and a number, in decimal and without leading zeros; nothing else is a device."""
     back = await machine.start(DOM0, EchoBackend)
     await machine.start(GUEST)
@@ -187,7 +186,7 @@ async def test_t16_only_numbers_name_devices(machine: Machine, place: str) -> No
     frontend = f"/local/domain/{domid}/device/echo/0"
     await machine.write(path, frontend=frontend, frontend_id=domid, online="1", state="1")
     await back.settle()
-    assert back.devices == []
+    assert [line for line in logged if line["event"] == "device.appeared"] == []
     assert await machine.read(f"{path}/state") == b"1"
 
 
@@ -414,26 +413,28 @@ async def test_t23_hotplug_status_outlives_a_connection(machine: Machine) -> Non
     await peer.until(State.INIT_WAIT)
 
 
-async def test_t24_the_interface_exists_before_init_wait(machine: Machine) -> None:
-    """T24: what a script needs is there before 2 is: all that a driver does before `advertise` comes first."""
-    back = await machine.start(DOM0, Vif)
+async def test_t24_the_interface_exists_before_init_wait(machine: Machine, tmp_path: Path) -> None:
+    """T24: a vif's script begins as soon as 2 is seen and needs the interface: until the driver has made it, the state
+    stays 1 and no script runs, though the frontend is ready."""
+    made = asyncio.Event()
+    script = Script(tmp_path)
+
+    class SlowVif(Backend, device_class="vif"):
+        async def run(self, dev: BackendDevice) -> None:
+            await made.wait()
+            await dev.advertise(feature_rx_copy=1)
+
+    back = await machine.start(DOM0, SlowVif, hotplug=script.runner)
     peer = Peer(await machine.start(GUEST), machine.id("vif"))
-    found: list[int] = []
-    switch = backend_module.BackendDevice.switch
-
-    async def spy(self: BackendDevice, state: State, keys: Any = None) -> None:
-        if state is State.INIT_WAIT:
-            found.append(self.counters.get("interfaces", 0))
-        await switch(self, state, keys)
-
-    backend_module.BackendDevice.switch = spy  # type: ignore[method-assign]
-    try:
-        await machine.attach(peer.id)
+    await machine.attach(peer.id, {"script": str(script.path), "hotplug-status": ""})
+    with await peer.offer(RING, state=State.CONNECTED):
+        await back.settle()
+        assert await peer.read("state") == b"1"
+        assert script.runner.busy == 0
+        made.set()
         await peer.until(State.INIT_WAIT)
-    finally:
-        backend_module.BackendDevice.switch = switch  # type: ignore[method-assign]
-    assert found == [1]
-    assert back.states(peer.id, "backend") == ["Initialising", "InitWait"]
+        await script.meet()
+    assert script.calls() == ["online type_if=vif"]
 
 
 # -- T25 ---------------------------------------------------------------------------------------------------------------
@@ -669,7 +670,7 @@ async def test_t28_both_spellings_of_a_ring(machine: Machine, order: int | None,
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 async def test_t28_an_offer_that_is_not_sound_is_fatal(
-    machine: Machine, keys: dict[str, bytes | int], complaint: bytes
+    machine: Machine, keys: dict[str, Any], complaint: bytes
 ) -> None:
     """T28: an order or a number of queues above the offer, and keys that are missing or no numbers, end the connection
     with an error that names the key; the next one may succeed."""

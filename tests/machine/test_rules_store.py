@@ -13,7 +13,7 @@ from tests.machine.echo import GUEST, Half, ask, half, say
 from xenbusd import toolstack
 from xenbusd.api import Backend, BackendDevice
 from xenbusd.bus.paths import backend_root, frontend_root
-from xenbusd.bus.state import Side, State, parse_state
+from xenbusd.bus.state import Seen, Side, State, parse_state
 from xenbusd.errors import AccessDenied, NodeExists, NodeNotFound, QuotaExceeded, StoreError
 from xenbusd.ids import DOM0, Domid
 from xenbusd.store.client import StoreClient
@@ -44,18 +44,20 @@ class Held(Backend, device_class="held"):
         """Let it go on."""
         cls._go.release()
 
-    async def _stop_before(self, state: State) -> None:
-        self._reached.put_nowait(state)
-        await self._go.acquire()
+    @classmethod
+    async def stop_before(cls, state: State) -> None:
+        """Stop (the backend's part)."""
+        cls._reached.put_nowait(state)
+        await cls._go.acquire()
 
     async def run(self, dev: BackendDevice) -> None:
         """Go through a connection with stops."""
-        await self._stop_before(State.INIT_WAIT)
+        await self.stop_before(State.INIT_WAIT)
         await dev.advertise(feature_held=1)
-        await self._stop_before(State.CONNECTED)
+        await self.stop_before(State.CONNECTED)
         async with dev.connect(RING, held=1) as ring:
             await ring.serve(lambda: False)
-        await self._stop_before(State.CLOSING)
+        await self.stop_before(State.CLOSING)
 
 
 @pytest.fixture
@@ -177,6 +179,7 @@ async def test_t04_only_absolute_paths_are_used(machine: Machine, monkeypatch: p
 async def test_t05_an_ancestor_s_removal_is_the_device_s(echo: Half) -> None:
     """T5: the event of a removed ancestor has the watch's own path; only a look tells that the devices are gone."""
     ring = await echo.connect()
+    await echo.back.settle()
     root = backend_root(DOM0, echo.id.device_class)
     await echo.machine.store.rm(root)
     await echo.back.settle()
@@ -311,6 +314,27 @@ async def test_t07_a_switch_finds_the_directory_removed(machine: Machine, held: 
     assert await machine.snapshot() == before
 
 
+async def test_t07_a_removed_device_leaves_no_error_behind(machine: Machine, held: type[Held]) -> None:
+    """T7: an error that comes after the directory was removed is logged, and no node is made for it."""
+
+    class Failing(Backend, device_class="held"):
+        async def run(self, dev: BackendDevice) -> None:
+            await held.stop_before(State.INIT_WAIT)
+            raise OSError(errno.EIO, f"the disk of {dev.id} broke")
+
+    back = await machine.start(DOM0, Failing)
+    await machine.start(GUEST)
+    before = await machine.snapshot()
+    id = machine.id("held")
+    await machine.attach(id)
+    await held.before(State.INIT_WAIT)
+    await toolstack.remove(machine.store, id)
+    held.go()
+    await back.settle()
+    assert back.devices == []
+    assert await machine.snapshot() == before
+
+
 async def test_t07_a_toolstack_s_closing_is_not_overwritten(machine: Machine, held: type[Held]) -> None:
     """T7: the state is read in the transaction that writes it: a 5 of the toolstack's is never replaced by a 4."""
     back = await machine.start(DOM0, held)
@@ -350,9 +374,13 @@ async def test_t08_a_state_written_again_is_a_signal(machine: Machine) -> None:
 
     class Looker(Backend, device_class="looker"):
         async def run(self, dev: BackendDevice) -> None:
+            def look(seen: Seen) -> None:
+                looks.put_nowait(seen.otherend)
+                dev.check(seen)
+
             await dev.advertise()
             async with dev.connect(RING):
-                await dev.until(lambda seen: looks.put_nowait(seen.otherend) or dev.check(seen), "")  # type: ignore[func-returns-value]
+                await dev.until(look, "")
 
     await machine.start(DOM0, Looker)
     peer = Peer(await machine.start(GUEST), machine.id("looker"))
@@ -481,13 +509,15 @@ async def test_t11_the_frontend_cannot_say_who_it_is(echo: Half) -> None:
         ("/local/domain/32752/device/echo/0", "32752"),
     ],
 )
-async def test_t11_a_frontend_out_of_its_place_is_refused(machine: Machine, frontend: str, frontend_id: str) -> None:
+async def test_t11_a_frontend_out_of_its_place_is_refused(
+    machine: Machine, logged: list[dict[str, Any]], frontend: str, frontend_id: str
+) -> None:
     """T11: `frontend` must lie below the domain that `frontend-id` and the backend's path agree on."""
     back = await machine.start(DOM0, EchoBackend)
     id = machine.id("echo")
     await machine.write(id.backend_path, frontend=frontend, frontend_id=frontend_id, online="1", state="1")
     await back.settle()
-    assert back.devices == []
+    assert {line["event"] for line in logged} == {"otherend.misplaced"}
     assert await machine.read(f"{id.backend_path}/state") == b"1"
 
 
@@ -495,7 +525,12 @@ async def test_t11_each_ring_key_is_read_once(echo: Half, monkeypatch: pytest.Mo
     """T11: what is checked and what is used are one copy: no ring key is read a second time."""
     read: list[str] = []
     read_store = echo.back.store.read
-    monkeypatch.setattr(echo.back.store, "read", lambda path: (read.append(path), read_store(path))[1])
+
+    def spy(path: str) -> asyncio.Future[bytes]:
+        read.append(path)
+        return read_store(path)
+
+    monkeypatch.setattr(echo.back.store, "read", spy)
     with await echo.connect() as ring:
         await echo.peer.write(None, ring_ref=4_000_000, event_channel=0)
         assert await ask(ring, b"the old ones") == [b"the old ones"]

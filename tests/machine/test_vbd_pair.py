@@ -359,15 +359,23 @@ async def test_barriers_keep_the_order(machine: Machine, target: Path, layout: L
     """T37: a barrier comes after every request before it and before every one after it, though all are sent at once."""
     peer = await attached(machine, target)
     disk = await HandDisk.connect(peer, layout, persistent=True)
-    for page, byte in enumerate((b"a", b"b", b"c", b"d")):
-        disk.data[page * PAGE : (page + 1) * PAGE] = byte * PAGE
+    for number, byte in enumerate((b"a", b"b", b"c", b"d")):
+        disk.data[number * PAGE : (number + 1) * PAGE] = byte * PAGE
+    order: tuple[tuple[int, list[int]], ...] = (
+        (WRITE, [0]),
+        (BARRIER, [1]),
+        (READ, [8]),
+        (WRITE, [2]),
+        (BARRIER, [3]),
+        (READ, [9]),
+        (BARRIER, []),
+    )
     requests, expected = [], {}
     for _ in range(4):
-        for op, page in ((WRITE, 0), (BARRIER, 1), (READ, 8), (WRITE, 2), (BARRIER, 3), (READ, 9), (BARRIER, None)):
+        for op, pages in order:
             id = disk.id()
             expected[id] = (op, OKAY)
-            segments = [] if page is None else [(disk.grefs[page], 0, 7)]
-            requests.append(layout.rw(op, id, 64, segments))
+            requests.append(layout.rw(op, id, 64, [(disk.grefs[page], 0, 7) for page in pages]))
     assert await disk.ask(*requests) == expected
     assert bytes(disk.data[8 * PAGE : 9 * PAGE]) == b"b" * PAGE
     assert bytes(disk.data[9 * PAGE : 10 * PAGE]) == b"d" * PAGE
@@ -382,7 +390,12 @@ async def test_a_flush_covers_what_was_written(
     """A flush is one fdatasync; a barrier is one before its write and one after it; a plain write is none."""
     flushed: list[int] = []
     sync = os.fdatasync
-    monkeypatch.setattr(os, "fdatasync", lambda fd: (flushed.append(fd), sync(fd))[1])
+
+    def spy(fd: int) -> None:
+        flushed.append(fd)
+        sync(fd)
+
+    monkeypatch.setattr(os, "fdatasync", spy)
     peer = await attached(machine, image)
     disk = await HandDisk.connect(peer, layout)
     counts = []
@@ -661,12 +674,14 @@ async def test_requests_outlive_a_backend_that_is_killed(
     monkeypatch.setattr(vbd_frontend, "SETTLE_S", 0.01)  # nobody will answer what is in the old ring
     async with pair(machine, image) as disk:
         await disk.back.kill()
+        in_ring = [asyncio.create_task(disk.write(PAGE * 200, bytes([n]) * PAGE)) for n in range(32)]
         tasks = [asyncio.create_task(disk.write(PAGE * n, bytes([n]) * PAGE)) for n in range(100)]
         overwrites = [asyncio.create_task(disk.write(PAGE * n, bytes([n + 100]) * PAGE)) for n in range(50)]
         await disk.guest.settle()
-        assert not any(task.done() for task in tasks)
+        assert not any(task.done() for task in in_ring + tasks)
         await machine.start(DOM0, VbdBackend)
-        assert await asyncio.gather(*tasks, *overwrites) == [0] * 150
+        assert await asyncio.gather(*in_ring, *tasks, *overwrites) == [0] * 182
+        assert await disk.read(PAGE * 200, PAGE) == bytes([31]) * PAGE
         written = b"".join(bytes([n + 100 if n < 50 else n]) * PAGE for n in range(100))
         assert await disk.read(0, len(written)) == written
         assert disk.guest.states(disk.id, "frontend").count("Connected") == 2

@@ -64,7 +64,7 @@ NOT_INSIDE = ("mypy", "ruff", "import-linter")
 
 DOM0_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 GUEST_MODULES = ("xen-blkfront", "xen-evtchn", "xen-gntdev", "xen-gntalloc", "nbd", "crc32c_generic", "ext4")
-GUEST_PROGRAMS = ("/sbin/mke2fs", "/sbin/e2fsck", "/usr/sbin/nbd-client")
+GUEST_PROGRAMS = ("/sbin/mke2fs", "/sbin/e2fsck")
 GUEST_LIBRARIES = ("libxengnttab.so.1", "libxenevtchn.so.1", "libxentoollog.so.1", "libxentoolcore.so.1")
 """What ctypes loads, and so no `ldd` shows; each brings its own libraries."""
 

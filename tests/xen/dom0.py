@@ -66,6 +66,7 @@ class Daemon:
 
     def __init__(self, side: str, run_dir: Path, *options: str) -> None:
         self.run_dir = run_dir
+        self._stopped = False
         self._log = OUT / f"{side}-{time.monotonic_ns()}.log"
         argv = [sys.executable, "-m", "xenbusd", side, "--host", "xen", "--run-dir", str(run_dir), *options]
         with open(self._log, "wb") as log:
@@ -78,7 +79,7 @@ class Daemon:
 
     @property
     def open_files(self) -> list[str]:
-        """What its descriptors lead to, without the numbers in it; /dev/xen/gntalloc, which comes to stay, is left out."""
+        """What its descriptors lead to, numbers left out, and /dev/xen/gntalloc, which once opened stays."""
         links = [os.readlink(entry) for entry in Path(f"/proc/{self._process.pid}/fd").iterdir()]
         links = [link for link in links if link != GNTALLOC]
         return sorted(re.sub(r"\[\d+\]", "", link) for link in links)
@@ -92,7 +93,10 @@ class Daemon:
         until(self._started, "daemon.started")
 
     def stop(self) -> None:
-        """End it as a service manager would; it must leave in order."""
+        """End it as a service manager would; it must leave in order. Idempotent."""
+        if self._stopped:
+            return
+        self._stopped = True
         self._process.terminate()
         status = self._process.wait(30 * SLOW)
         print(self.log)

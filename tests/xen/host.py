@@ -21,6 +21,9 @@ TESTS_S = 900
 """For all tests together, unless $XENBUSD_XEN_TESTS_S says otherwise."""
 STOP_S = 60
 
+STORE = "oxenstored"
+"""Debian's default; $XENBUSD_XEN_STORE may be xenstored, the one in C."""
+
 XEN_OPTIONS = (
     "console=com1 com1=115200,8n1 dom0_mem=2048M,max:2048M dom0_max_vcpus=1 loglvl=all guest_loglvl=all "
     "spec-ctrl=no xpti=no pv-l1tf=no smap=no smep=no"
@@ -50,6 +53,7 @@ class Boot:
         tests_s = int(os.environ.get("XENBUSD_XEN_TESTS_S", TESTS_S))
         (out / "items").write_text("".join(f"{item}\n" for item in items))
         (out / "deadline_s").write_text(f"{tests_s}\n")
+        (out / "store").write_text(os.environ.get("XENBUSD_XEN_STORE", STORE) + "\n")
         image = build.image()
         with tempfile.TemporaryDirectory(prefix="xenbusd-host-") as folder:
             self._run(image, Path(folder), BOOT_S + tests_s + STOP_S)

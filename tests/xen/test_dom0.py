@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.xen.dom0 import XVDA, Daemon, assert_nothing_left, daemon, device, random_image, run, sum_of
+from tests.xen.dom0 import XVDA, Daemon, assert_nothing_left, daemon, device, grants_in_use, random_image, run, sum_of
 from xenbusd import toolstack
 from xenbusd.host.real import store_endpoint
 from xenbusd.store.client import StoreClient
@@ -84,6 +84,7 @@ async def test_vbd(agent: Daemon, tmp_path: Path) -> None:
         await asyncio.to_thread(run, "nbdcopy", uri, copy)
         assert sum_of(copy) == before
         await asyncio.to_thread(run, "nbdcopy", "--flush", other, uri)
+        assert len(grants_in_use()) > 32  # the ring, and pages that stay mapped: proof that the look sees any
         await toolstack.detach(store, vbd, deadline_s=60)
     assert sum_of(disk) == sum_of(other) != before
     assert_nothing_left()

@@ -35,6 +35,8 @@ class BackendDevice(Device):
     _script_is_ours = False
     _left_at: int | None = None
     """Where the ring was left, by the process before us or by us."""
+    _moved = False
+    """The frontend was seen to leave Initialising since we began: Initialising seen after that is a new beginning."""
     _unseen = False
     """libxl made the device, and nothing but time can tell that it has seen its InitWait."""
 
@@ -43,14 +45,14 @@ class BackendDevice(Device):
         own, online, status, otherend = await self.read_all(
             self.path + "/state", self.path + "/online", self.path + "/hotplug-status", self.otherend.state_path
         )
-        return self.note(
-            Seen(
-                own=parse_state(own),
-                otherend=State.UNKNOWN if self.otherend_dead else parse_state(otherend),
-                online=online == b"1",  # absent means 0 (T54)
-                hotplug_status=None if status is None else status.decode("ascii", "replace"),
-            )
+        seen = Seen(
+            own=parse_state(own),
+            otherend=State.UNKNOWN if self.otherend_dead else parse_state(otherend),
+            online=online == b"1",  # absent means 0 (T54)
+            hotplug_status=None if status is None else status.decode("ascii", "replace"),
         )
+        self._moved = self._moved or seen.otherend is not State.INITIALISING
+        return self.note(seen)
 
     def over(self, seen: Seen) -> str | None:
         """Why the connection is over, or None."""
@@ -201,22 +203,20 @@ class BackendDevice(Device):
         """Wait at Closed: until the frontend begins again (True), or until the device is gone (False).
 
         Args:
-            failed: the last connection ended by an error; then a frontend that still is at Initialising does not
-                count as beginning again, or a target that cannot be opened would be tried for ever.
+            failed: the last connection ended by an error; then a frontend that has been at Initialising all the time
+                does not count as beginning again, or a target that cannot be opened would be tried for ever.
         """
-        stale = failed
 
         def step(seen: Seen) -> bool | None:
-            nonlocal stale
             if self.stopping or self._is_not_ours(seen):
                 return False
-            stale = stale and seen.otherend is State.INITIALISING
             if not seen.online or seen.own is State.CLOSING:
                 return False
-            return True if seen.otherend is State.INITIALISING and not stale else None
+            return True if seen.otherend is State.INITIALISING and (self._moved or not failed) else None
 
         while True:
             if await self.until(step, "the frontend to begin again, or the toolstack to remove the device"):
+                self._moved = False
                 return True
             if self.stopping or self._is_not_ours(self.seen):
                 return False
@@ -226,10 +226,11 @@ class BackendDevice(Device):
             await self._undo_hotplug()
             if self.id.backend_domid != DOM0:
                 await self._remove()
-            await self.until(
-                lambda seen: True if self.stopping or self._is_not_ours(seen) or seen.online else None,
-                "the toolstack to remove the directory",
-            )
+            await self.until(self._stirs_again, "the toolstack to remove the directory")
+
+    def _stirs_again(self, seen: Seen) -> bool | None:
+        """Whether the toolstack has done more than remove us: it may want us back, or write its 5 only now (T52)."""
+        return True if self.stopping or self._is_not_ours(seen) or seen.online or seen.own is State.CLOSING else None
 
     async def _remove(self) -> None:
         """Remove our directory: in a driver domain nobody else does, and the toolstack waits for it (T53)."""

@@ -19,6 +19,7 @@ CLOSE_S = 5.0
 BACK_OFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Pauses before trying again with a backend that keeps closing on us."""
 
+_BACKEND_BEGINS = (State.INITIALISING, State.INIT_WAIT)
 _BACKEND_PRESENT = (State.INIT_WAIT, State.INITIALISED, State.CONNECTED)
 
 
@@ -83,6 +84,8 @@ class FrontendDevice(Device):
             DeviceOver: the backend closes instead.
         """
         host, domid = self.around.host, self.otherend.domid
+        if self.seen.otherend not in _BACKEND_BEGINS:  # what it shows is left from the last time
+            await self.until(self._begins, f"the backend in domain {domid} to begin again")
         share = host.grants.share(domid, 1 << (order or 0))
         try:
             port = host.events.alloc_unbound(domid)
@@ -104,6 +107,10 @@ class FrontendDevice(Device):
             yield link
         finally:
             link.close()
+
+    def _begins(self, seen: Seen) -> bool | None:
+        self.check(seen)
+        return True if seen.otherend in _BACKEND_BEGINS else None
 
     def _accepted(self, seen: Seen) -> bool | None:
         self.check(seen)

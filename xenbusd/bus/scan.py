@@ -128,7 +128,7 @@ class Scan:
             if isinstance(answer, BaseException):
                 raise answer
         otherend_path, otherend_id, state = (str(bytes(answer), "ascii", "replace") for answer in answers)  # type: ignore[arg-type]
-        if parse_state(state.encode()) is State.UNKNOWN:  # as good as not there (T9)
+        if self.supervisor.stopping or parse_state(state.encode()) is State.UNKNOWN:  # as good as not there (T9)
             return
         id = self._identify(path, otherend_id)
         if id is None or not otherend_path.startswith(f"/local/domain/{otherend_id}/"):  # T11

@@ -39,6 +39,8 @@ class Supervisor:
     def __init__(self, ended: Callable[[Device], None]) -> None:
         self._ended = ended
         self._tasks: dict[Device, asyncio.Task[None]] = {}
+        self.stopping = False
+        """Nothing may begin any more: a device that has left in order would be begun with again."""
 
     @property
     def devices(self) -> list[Device]:
@@ -59,6 +61,7 @@ class Supervisor:
 
     async def stop(self) -> None:
         """Have every device leave in order: frontends close, backends drain and leave their state as it is (T15)."""
+        self.stopping = True
         tasks = list(self._tasks.values())
         for dev in list(self._tasks):
             dev.stopping = True

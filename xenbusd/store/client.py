@@ -42,7 +42,8 @@ class StoreClient(Accessor):
 
     Args:
         endpoint: where the store is.
-        window: most requests in flight; 0 for no limit. A guest's quota is 20.
+        window: most requests in flight; 0 for no limit. A guest's quota is 20. An endpoint that takes one at a time
+            gets no more, whatever is said here.
     """
 
     def __init__(self, endpoint: Endpoint, *, window: int = 0) -> None:
@@ -55,7 +56,7 @@ class StoreClient(Accessor):
         self.on_back: Callable[[], object] | None = None
         """Called when it is back, the watches being on their way."""
         self._endpoint = endpoint
-        self._session: Session[Future[Any], Watch] = Session(window=window)
+        self._session: Session[Future[Any], Watch] = Session(window=1 if endpoint.one_at_a_time else window)
         self._transactions = asyncio.Semaphore(GUEST_TRANSACTIONS_MAX) if window else None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._transport: Transport | None = None

@@ -25,6 +25,10 @@ class Endpoint:
     open: Callable[[], socket.socket | int]
     socket_path: str | None = None
     """What XENSTORED_PATH must be for Xen's own tools to reach the same store; None if they need no telling."""
+    one_at_a_time: bool = False
+    """A request may be sent only once the one before it is answered. Linux sends what is in the file's one buffer when
+    its xenbus thread comes to run: a request written before that lends its bytes to the header of the one before it.
+    Source: linux/drivers/xen/xenbus/xenbus_xs.c, xenbus_dev_request_and_reply(): iov_base is not copied."""
 
 
 def unix_endpoint(path: str | None = None) -> Endpoint:
@@ -53,4 +57,4 @@ def device_endpoint(path: str | None = None) -> Endpoint:
         except OSError as error:
             raise StoreLost(f"cannot open {where}: {error.strerror}; is this a Xen domain?") from error
 
-    return Endpoint(where, connect)
+    return Endpoint(where, connect, one_at_a_time=True)

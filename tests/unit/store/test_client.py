@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -66,6 +67,19 @@ async def test_a_window_bounds_what_is_in_flight(store: ScriptedStore) -> None:
             if number < 7:
                 waiting.append(await peer.request())
         assert [await result(read) for read in reads] == [b"%d" % number for number in range(10)]
+
+
+async def test_an_endpoint_may_take_one_request_at_a_time(store: ScriptedStore) -> None:
+    """On such an endpoint, as the kernel's device is one, a request waits for the answer to the one before it."""
+    endpoint = replace(store.endpoint, one_at_a_time=True)
+    async with StoreClient(endpoint) as client:
+        peer = await store.accept()
+        answers = [client.read(path) for path in ("/a", "/b")]
+        first = await peer.expect(Op.READ, b"/a\0")
+        assert peer.nothing_more()
+        await peer.answer(first, b"1")
+        await peer.answer(await peer.expect(Op.READ, b"/b\0"), b"2")
+        assert [await result(answer) for answer in answers] == [b"1", b"2"]
 
 
 # -- watches ----------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ cp /mnt/tree/systemd/xenbusd.modprobe.conf /etc/modprobe.d/xenbusd.conf
 install -m 755 /mnt/tree/hotplug/block-xenbusd /etc/xen/scripts/
 
 bin=/usr/lib/xen-4.17/bin
-"$bin/oxenstored"
+"$bin/$(cat /mnt/out/store)"
 "$bin/xen-init-dom0"
 "$bin/xenconsoled" --log=guest --log-dir=/mnt/out/consoles
 
