@@ -47,11 +47,12 @@ class BlockServer:
         parse, stride = self._abi.parse_request, self._abi.slot_bytes
         requests = [parse(run, start) for start in range(0, count * stride, stride)]
         self._counters["requests"] += count
-        if self._held:
-            self._held.extend(requests)
-        else:
-            for first in range(0, count, CHUNK):
-                self._begin(requests[first : first + CHUNK])
+        for first in range(0, count, CHUNK):
+            chunk = requests[first : first + CHUNK]
+            if self._held:
+                self._held.extend(chunk)
+            else:
+                self._begin(chunk)
                 self._link.publish()
         return True
 
