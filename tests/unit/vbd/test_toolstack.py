@@ -1,0 +1,152 @@
+"""Names of disks and their numbers, as in xen-vbd-interface(7), and the keys of both directories."""
+
+from __future__ import annotations
+
+import pytest
+
+from xenbusd.errors import UsageError
+from xenbusd.ids import Devid
+from xenbusd_vbd.toolstack import PARAMETERS, directories, parse_vdev, vdev_name
+
+XVDA = Devid(51712)
+
+EXTENDED = 1 << 28
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("xvda", 51712),
+        ("xvda1", 51713),
+        ("xvda15", 51727),
+        ("xvdb", 51728),
+        ("xvdb1", 51729),
+        ("xvdp15", 202 << 8 | 255),
+        ("xvdq", EXTENDED | 16 << 8),
+        ("xvdq1", EXTENDED | 16 << 8 | 1),
+        ("xvda16", EXTENDED | 16),
+        ("xvda255", EXTENDED | 255),
+        ("xvdz", EXTENDED | 25 << 8),
+        ("xvdaa", EXTENDED | 26 << 8),
+        ("xvdba", EXTENDED | 52 << 8),
+        ("xvdaaa", EXTENDED | 702 << 8),
+        ("sda", 2048),
+        ("sdb2", 2048 + 16 + 2),
+        ("sdp15", 2048 + 255),
+        ("hda", 768),
+        ("hda63", 768 + 63),
+        ("hdb", 832),
+        ("hdc", 5632),
+        ("hdd1", 5632 + 64 + 1),
+        ("51712", 51712),
+        ("0", 0),
+        ("268439552", EXTENDED | 16 << 8),
+    ],
+)
+def test_a_name_has_its_number(name: str, number: int) -> None:
+    """Each form of xen-vbd-interface(7), at both ends of its range."""
+    assert parse_vdev(name) == number
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "xvd",
+        "xvd1",
+        "xvdA",
+        "vda",
+        "xvda-1",
+        "xvda 1",
+        "xvda1\n",
+        "-1",
+        "+1",
+        "4294967296",
+        "٣",
+        "xvda٣",
+        "/dev/xvda",
+    ],
+)
+def test_what_is_no_name(name: str) -> None:
+    """The message says what a name looks like."""
+    with pytest.raises(UsageError, match="write xvda, xvdb1, sda, hda or 51712"):
+        parse_vdev(name)
+
+
+@pytest.mark.parametrize("name", ["xvda256", "sdq", "sda16", "hde", "hda64"])
+def test_a_name_beyond_its_numbers(name: str) -> None:
+    """A kind of disk that runs out of numbers sends the user to xvd."""
+    with pytest.raises(UsageError, match="use an xvd name"):
+        parse_vdev(name)
+
+
+@pytest.mark.parametrize("name", ["xvda", "xvda15", "xvdb1", "xvdp"])
+def test_a_number_has_its_name(name: str) -> None:
+    """Numbers of xvd disks turn back into their names."""
+    assert vdev_name(parse_vdev(name)) == name
+
+
+@pytest.mark.parametrize("number", [768, 2048, 5632, EXTENDED | 16 << 8])
+def test_a_number_without_a_name_of_xvd(number: int) -> None:
+    """Others are given as they are."""
+    assert vdev_name(number) == str(number)
+
+
+def test_the_keys_of_a_plain_disk() -> None:
+    """Both directories as libxl writes them, when nothing is said but the target."""
+    keys = directories(XVDA, {"target": "/srv/disk.img"})
+    assert keys.backend == {
+        "params": "/srv/disk.img",
+        "mode": "w",
+        "type": "phy",
+        "dev": "xvda",
+        "device-type": "disk",
+        "removable": "0",
+        "bootable": "1",
+        "discard-enable": "1",
+        "specification": "xen",
+        "script": "block-xenbusd",
+    }
+    assert keys.frontend == {"virtual-device": "51712", "device-type": "disk", "trusted": "1"}
+
+
+def test_every_parameter_is_taken() -> None:
+    """Each parameter ends up in its key; the frontend is told of a cdrom too."""
+    given = {
+        "target": "raw:/srv/cd.iso",
+        "mode": "r",
+        "script": "/opt/block",
+        "device-type": "cdrom",
+        "removable": "1",
+        "discard-enable": "0",
+    }
+    assert set(given) == set(PARAMETERS)
+    keys = directories(XVDA, given)
+    expected = {"params": given.pop("target"), **given}
+    assert {key: keys.backend[key] for key in expected} == expected
+    assert keys.frontend["device-type"] == "cdrom"
+
+
+def test_no_script() -> None:
+    """An empty `script` leaves the key away, so that no hotplug script is waited for."""
+    assert "script" not in directories(XVDA, {"target": "/srv/disk.img", "script": ""}).backend
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({}, "target=/path/to/disk.img"),
+        ({"target": ""}, "target=/path/to/disk.img"),
+        ({"target": "disk.img"}, "absolute path"),
+        ({"target": "qcow2:/srv/disk.img"}, "absolute path"),
+        ({"target": "/d", "mode": "rw"}, "mode='rw': it is one of w, r, w!"),
+        ({"target": "/d", "device-type": "floppy"}, "one of disk, cdrom"),
+        ({"target": "/d", "removable": "yes"}, "one of 0, 1"),
+        ({"target": "/d", "discard-enable": ""}, "one of 1, 0"),
+        ({"target": "/d", "modes": "w"}, "unknown parameter 'modes'; there are target, mode"),
+    ],
+)
+def test_a_wrong_parameter(parameters: dict[str, str], message: str) -> None:
+    """Each is refused with what to write instead."""
+    with pytest.raises(UsageError, match=message):
+        directories(XVDA, parameters)
