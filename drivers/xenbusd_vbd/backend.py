@@ -57,7 +57,7 @@ class VbdBackend(Backend, device_class="vbd"):
         image = await self._open(dev)
         try:
             published = await self._properties(dev, image)
-            async with dev.connect(abi.ring, **published) as link:
+            async with dev.connect(abi.ring, in_order=True, **published) as link:
                 pages: Pages = (PersistentPages if persistent else CopiedPages)(link.grants, dev.otherend.domid)
                 server = BlockServer(link, abi, image, pages)
                 try:

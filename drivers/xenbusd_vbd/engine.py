@@ -26,13 +26,15 @@ class Job:
         buffers: where its data goes to or comes from: one view for each segment.
     """
 
-    __slots__ = ("buffers", "request", "status")
+    __slots__ = ("buffers", "done", "request", "status")
 
     def __init__(self, request: Request, buffers: list[memoryview]) -> None:
         self.request = request
         self.buffers = buffers
         self.status = OKAY
-        """What to answer: OKAY, ERROR or EOPNOTSUPP; set when the job is done."""
+        """What to answer: OKAY, ERROR or EOPNOTSUPP."""
+        self.done = False
+        """Whether `status` is final, and what belongs to it has been delivered."""
 
 
 class Engine:

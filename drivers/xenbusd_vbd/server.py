@@ -34,7 +34,10 @@ class BlockServer:
         self._pages = pages
         self._engine = Engine(image, self._finish)
         self._counters = link.counters
+        self._jobs: deque[Job] = deque()
+        """Taken and not answered, in the order of the ring."""
         self._held: deque[Request] = deque()
+        """Taken and not begun: they wait behind a barrier, or for pages."""
         self._under_way = 0
         self._alone = False
         self._idle = asyncio.Event()
@@ -57,30 +60,32 @@ class BlockServer:
         return True
 
     def _begin(self, requests: list[Request]) -> None:
-        """Begin requests in order. Answer at once those that may not be carried out; hold those that must wait."""
+        """Begin requests in order. Refuse those that may not be carried out; hold those that must wait."""
         capacity, read_only, discard = self._image.sectors, not self._image.writable, self._image.can_discard
         careful = self._alone or self._pages.full
         accepted: list[Request] = []
         for position, request in enumerate(requests):
             status = check(request, capacity, read_only, discard)
-            if status != OKAY:
-                self._answer(request, status)
-                continue
             alone = request.op == WRITE_BARRIER  # after everything before it, and before everything after it (T37)
-            if alone or careful:
+            if status != OKAY or alone or careful:
                 self._submit(accepted)
                 accepted = []
+                if status != OKAY:
+                    self._refuse(request, status)
+                    continue
                 if self._under_way:
                     self._held.extend(requests[position:])
-                    return
+                    break
                 careful = self._alone = alone
             accepted.append(request)
         self._submit(accepted)
+        self._answer()
 
     def _submit(self, requests: list[Request]) -> None:
         if not requests:
             return
         jobs = self._pages.begin(requests)
+        self._jobs.extend(jobs)
         self._under_way += len(jobs)
         ready = [job for job in jobs if job.status == OKAY]  # the others' grants could not be had
         done = self._engine.submit(ready)
@@ -88,14 +93,26 @@ class BlockServer:
             done = done + [job for job in jobs if job not in ready]
         self._complete(done)
 
+    def _refuse(self, request: Request, status: int) -> None:
+        job = Job(request._replace(op=answered_op(request)), [])
+        job.status, job.done = status, True
+        self._jobs.append(job)
+
     def _complete(self, jobs: list[Job]) -> None:
-        """Answer jobs that are done. The caller publishes."""
-        if not jobs:
-            return
-        self._pages.finish(jobs)  # data delivered, and nothing left mapped that should not be, before the answers
-        put, pack = self._ring.put, self._abi.pack_response
+        """Take note that jobs are done: their data delivered, and nothing left mapped that should not be."""
+        if jobs:
+            self._pages.finish(jobs)
+            self._under_way -= len(jobs)
+            for job in jobs:
+                job.done = True
+
+    def _answer(self) -> None:
+        """Answer what is done, in the order of the requests: so a ring can be gone on with after we were killed. The
+        caller publishes."""
+        put, pack, jobs = self._ring.put, self._abi.pack_response, self._jobs
         sectors = errors = 0
-        for job in jobs:
+        while jobs and jobs[0].done:
+            job = jobs.popleft()
             request, status = job.request, job.status
             put(pack(request.id, request.op, status))
             if status == OKAY:
@@ -104,16 +121,11 @@ class BlockServer:
                 errors += 1
         self._counters["bytes"] += sectors * SECTOR
         self._counters["errors"] += errors
-        self._under_way -= len(jobs)
-
-    def _answer(self, request: Request, status: int) -> None:
-        """Refuse a request."""
-        self._ring.put(self._abi.pack_response(request.id, answered_op(request), status))
-        self._counters["errors"] += 1
 
     def _finish(self, jobs: list[Job]) -> None:
         """The engine's worker has done jobs: answer them, and go on with what was held."""
         self._complete(jobs)
+        self._answer()
         if self._held and not self._under_way:
             held = list(self._held)
             self._held.clear()

@@ -103,6 +103,14 @@ class Daemon:
         assert status == 0, f"ended with {status}"
 
 
+    def kill(self) -> None:
+        """End it as the kernel does when memory is short."""
+        self._stopped = True
+        self._process.kill()
+        self._process.wait(30 * SLOW)
+        print(self.log)
+
+
 @contextlib.contextmanager
 def daemon(side: str, run_dir: Path, *options: str) -> Iterator[Daemon]:
     """A daemon for a while."""

@@ -102,15 +102,17 @@ def test_missing_image_is_refused_with_the_reason(tmp_path: Path) -> None:
     assert_nothing_left()
 
 
-def test_daemon_restarts_under_a_writing_guest(tmp_path: Path) -> None:
-    """The daemon is stopped while a guest writes; the next one takes the ring over, and the guest does not notice."""
+@pytest.mark.parametrize("end", ["stopped", "killed"])
+def test_daemon_restarts_under_a_writing_guest(tmp_path: Path, end: str) -> None:
+    """The daemon is stopped, or killed, while a guest writes; the next one takes the ring over, and the guest does not
+    notice."""
     image = empty_image(tmp_path / "disk.img")
     guest = Guest("steady", "steady", [ours("xvda", image)])
-    with daemon("serve", tmp_path / "first") as first, living(guest):
+    with daemon("serve", tmp_path / "run") as first, living(guest):
         guest.wait_for(r"^round 5$")
-        first.stop()
+        (first.stop if end == "stopped" else first.kill)()
         stopped_at = guest.console
-        with daemon("serve", tmp_path / "second") as second:
+        with daemon("serve", tmp_path / "run") as second:
             guest.wait_for(r"^job steady ended with 0$", 180)
             guest.wait_gone()
         assert "device.adopted" in second.log

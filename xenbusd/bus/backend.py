@@ -6,13 +6,15 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-from xenbusd.bus.device import Device
-from xenbusd.bus.handover import leave, take_over
+from xenbusd.bus.device import Device, Surroundings
+from xenbusd.bus.handover import Handover, identity
 from xenbusd.bus.link import BackLink
 from xenbusd.bus.nodes import Value, keys
+from xenbusd.bus.paths import DeviceId
 from xenbusd.bus.state import ACTIVE, OFFERED, Seen, Side, State, backend_over, parse_state
-from xenbusd.errors import HotplugError, NodeNotFound, OtherendTimeout, RingError, StoreError
+from xenbusd.errors import DeviceOver, HotplugError, NodeNotFound, OtherendTimeout, StoreError
 from xenbusd.ids import DOM0
+from xenbusd.ring.journal import Journal
 from xenbusd.ring.layout import Req, RingFormat, Rsp
 from xenbusd.ring.shared import BackRing
 from xenbusd.store.prune import prune
@@ -33,12 +35,14 @@ class BackendDevice(Device):
     """Whether a `remove` is owed."""
     _script: str | None = None
     _script_is_ours = False
-    _left_at: int | None = None
-    """Where the ring was left, by the process before us or by us."""
     _moved = False
     """The frontend was seen to leave Initialising since we began: Initialising seen after that is a new beginning."""
     _unseen = False
     """libxl made the device, and nothing but time can tell that it has seen its InitWait."""
+
+    def __init__(self, around: Surroundings, id: DeviceId, otherend_path: str | None = None) -> None:
+        super().__init__(around, id, otherend_path)
+        self._handover = Handover(f"{around.run_dir}/{id.log_name}.ring")
 
     async def look(self) -> Seen:
         """Read our `state`, `online` and `hotplug-status`, and the frontend's `state`."""
@@ -98,13 +102,17 @@ class BackendDevice(Device):
         return True
 
     @asynccontextmanager
-    async def connect(self, format: RingFormat[Req, Rsp], **published: Value) -> AsyncIterator[BackLink[Req, Rsp]]:
+    async def connect(
+        self, format: RingFormat[Req, Rsp], *, in_order: bool = False, **published: Value
+    ) -> AsyncIterator[BackLink[Req, Rsp]]:
         """Map the frontend's ring, bind its event channel, publish keys, and switch to Connected.
 
         Leaving the context closes the port and unmaps the ring; Closing and Closed are written after that.
 
         Args:
             format: what the ring carries.
+            in_order: the driver answers requests in the order in which it took them, and any of them may be carried out
+                twice. Then another process can go on with the ring after this one was killed.
             published: keys of our directory that the frontend reads once we are Connected, in the same transaction.
 
         Raises:
@@ -122,27 +130,41 @@ class BackendDevice(Device):
             mapping.unmap()
             raise
         try:
-            ring = BackRing(mapping.view, format.slot_bytes, attach=self.adopted)
+            ring_id, pages = identity(grefs, otherend_port), len(grefs)
+            if self.adopted:
+                journal = self._go_on(ring_id, pages, format.slot_bytes)
+            else:
+                journal = self._handover.begin(ring_id, pages, format.slot_bytes, in_order=in_order)
+            ring = BackRing(mapping.view, format.slot_bytes, attach=self.adopted, journal=journal)
         except BaseException:
+            self._handover.close()
             host.events.unbind(port)
             mapping.unmap()
             raise
         link = BackLink(self, ring, port, format, mapping.unmap)
         try:
             if self.adopted:
-                if ring.rsp_prod != self._left_at:
-                    raise RingError(f"rsp_prod was left at {self._left_at} and is {ring.rsp_prod} now")
+                ring.publish()  # what the process before us had no time to show
+                link.notify()  # the frontend may have slept through it all
                 self.log.info("device.adopted", frontend=otherend.domid)
-                link.notify()  # the frontend may have slept through the change
             else:
                 await self.switch(State.CONNECTED, keys(published))
                 await self.clear_error()
                 self.log.info("device.connected", frontend=otherend.domid)
             yield link
             if self.stopping and not ring.unanswered:
-                self._left_at = ring.rsp_prod
+                self._handover.leave()
         finally:
             link.close()
+            self._handover.close()
+
+    def _go_on(self, ring_id: int, pages: int, slot_bytes: int) -> Journal:
+        """Take the journal of the process before us, or say in the log why the device must close instead."""
+        try:
+            return self._handover.go_on(ring_id, pages, slot_bytes)
+        except DeviceOver as over:
+            self.log.warning("device.unclean", reason=str(over))
+            raise
 
     # -- what the supervisor calls ---------------------------------------------------------------------------------
 
@@ -164,23 +186,15 @@ class BackendDevice(Device):
         if seen.own is State.INIT_WAIT:
             return True
         if seen.own is State.CONNECTED and seen.otherend is State.CONNECTED:
-            self._left_at = await take_over(self.store, self.path)
-            if self._left_at is not None:
-                self.adopted = True
-                return True
-            self.log.warning("device.unclean", reason="the daemon before was killed; its rings cannot be trusted")
+            self.adopted = True  # `connect` sees whether the ring can be gone on with
+            return True
         await self.close()
         return False
-
-    async def leave(self) -> None:
-        """Hand the ring to whoever comes after us: `state` stays, and so do the frontend's requests."""
-        if self._left_at is not None:
-            await leave(self.store, self.path, self._left_at)
 
     async def close(self) -> None:
         """Go to Closed, through Closing where a frontend is there to see it. Nothing of its is mapped now."""
         self.adopted = False
-        self._left_at = None
+        self._handover.forget()
         seen = await self.look()
         if self._is_not_ours(seen):
             return

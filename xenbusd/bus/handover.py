@@ -1,46 +1,102 @@
-"""How one backend process hands a connected ring to the next: by a note in the store.
+"""How one backend process hands a connected ring to the next: the journal's file in the run directory.
 
-A process that is told to stop answers what it has taken, then leaves `ring-left-at`, its rsp_prod, in its directory,
-and `state` as it is. The next one takes the note away and goes on from there. Without a note the process before was
-killed: answers may stand in slots whose requests were not done yet, so what lies in the ring cannot be trusted to be
-requests. Then the device is closed, and a frontend that keeps shadows of its requests sends them again.
+While a device is connected its ring has a journal there. The next process goes on with the ring if the one before
+stopped in order, or if it was killed but its driver answers in the order of the requests. Otherwise answers may stand
+in slots whose requests were not done yet, so that what lies in the ring cannot be trusted to be requests; then the
+device is closed.
 """
 
 from __future__ import annotations
 
+import os
+import zlib
+from collections.abc import Sequence
 from contextlib import suppress
+from mmap import mmap
 
-from xenbusd.bus.nodes import unsigned
-from xenbusd.bus.state import State, parse_state
-from xenbusd.errors import NodeNotFound, NodeValueError
-from xenbusd.store.client import StoreClient
-from xenbusd.store.transaction import Transaction
-
-KEY = "ring-left-at"
-
-INDEX = unsigned(name="ring index")
+from xenbusd.errors import DeviceOver
+from xenbusd.ring.journal import Flags, Journal, size_bytes
+from xenbusd.ring.layout import slots
 
 
-async def leave(store: StoreClient, path: str, rsp_prod: int) -> None:
-    """Write the note into the backend's directory `path`, unless the device has gone or is closing."""
-
-    async def body(tx: Transaction) -> None:
-        if parse_state(await tx.read(path + "/state")) is State.CONNECTED:
-            await tx.write(f"{path}/{KEY}", str(rsp_prod))
-
-    with suppress(NodeNotFound):
-        await store.transaction(body)
+def identity(grefs: Sequence[int], otherend_port: int) -> int:
+    """A number for a ring: the same for the same grants and port."""
+    return zlib.crc32(repr((list(grefs), otherend_port)).encode())
 
 
-async def take_over(store: StoreClient, path: str) -> int | None:
-    """Take the note away. Return the ring's rsp_prod; None if there is no note that makes sense."""
+class Handover:
+    """The journal of one device's ring, and its file.
 
-    async def body(tx: Transaction) -> bytes:
-        raw = await tx.read(f"{path}/{KEY}")
-        await tx.rm(f"{path}/{KEY}")
-        return raw
+    Args:
+        path: the file, on a file system that lives as long as the host: /run.
+    """
 
-    try:
-        return INDEX.read(f"{path}/{KEY}", await store.transaction(body))
-    except (NodeNotFound, NodeValueError):
-        return None
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._memory: mmap | None = None
+        self.journal: Journal | None = None
+        """Set while the ring is connected."""
+
+    def begin(self, ring_id: int, pages: int, slot_bytes: int, *, in_order: bool) -> Journal:
+        """Make a fresh journal.
+
+        Raises:
+            OSError: the run directory is full or gone.
+        """
+        size = size_bytes(slots(pages, slot_bytes), slot_bytes)
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, size)  # a page that cannot be had later would kill us by SIGBUS
+            self._memory = mmap(fd, size)
+        finally:
+            os.close(fd)
+        flags = Flags.IN_ORDER if in_order else 0
+        self.journal = Journal(memoryview(self._memory), ring_id, fresh=True, flags=flags)
+        return self.journal
+
+    def go_on(self, ring_id: int, pages: int, slot_bytes: int) -> Journal:
+        """Take the journal of the process before us.
+
+        Raises:
+            DeviceOver: there is none, it is another ring's, or the ring was not left in a state to go on with.
+        """
+        size = size_bytes(slots(pages, slot_bytes), slot_bytes)
+        try:
+            fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            raise DeviceOver("the process before us has left no journal of the ring") from None
+        try:
+            if os.fstat(fd).st_size != size:
+                raise DeviceOver("the journal is not of this ring's size")
+            self._memory = mmap(fd, size)
+        finally:
+            os.close(fd)
+        try:
+            journal = Journal(memoryview(self._memory), ring_id, fresh=False)
+        except ValueError as error:
+            raise DeviceOver(str(error)) from None
+        self.journal = journal
+        if not journal.flags:
+            raise DeviceOver("the process before us was killed, and may have answered out of order")
+        journal.flags &= ~Flags.LEFT
+        return journal
+
+    def leave(self) -> None:
+        """Everything taken is answered: whoever comes after us may go on, whatever the driver is like."""
+        if self.journal is not None:
+            self.journal.flags |= Flags.LEFT
+
+    def close(self) -> None:
+        """Let go of the journal; its file stays. Idempotent."""
+        if self.journal is not None:
+            self.journal.release()
+            self.journal = None
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
+
+    def forget(self) -> None:
+        """The connection is over in order: remove the file. Idempotent."""
+        self.close()
+        with suppress(FileNotFoundError):
+            os.unlink(self._path)

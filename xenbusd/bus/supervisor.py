@@ -81,8 +81,7 @@ class Supervisor:
                     begin = False
                     failed = await self._connection(dev, driver)
                     if dev.stopping and isinstance(dev, BackendDevice):
-                        await dev.leave()
-                        return
+                        return  # whoever comes after us goes on with the ring
                     await dev.close()
         except DeviceOver:
             return

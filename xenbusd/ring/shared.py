@@ -17,6 +17,7 @@ import sys
 from xenbusd.errors import RingError
 from xenbusd.ids import PAGE_SIZE
 from xenbusd.ring.barrier import ORDERED, fence
+from xenbusd.ring.journal import Journal
 from xenbusd.ring.layout import HEADER_BYTES, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, U32, slots
 
 assert sys.byteorder == "little", "Xen's ring indices are little-endian on every machine it runs on"
@@ -71,24 +72,34 @@ class BackRing(_Ring):
         slot_bytes: the stride.
         attach: go on with a ring that another backend of this device has served: at its last published response,
             as Linux' BACK_RING_ATTACH does. Otherwise both of our counters begin at 0.
+        journal: told of each batch of responses, so that somebody may attach after we were killed. Attaching, what it
+            knows to be unpublished is put again, and shown with the first `publish`.
 
     Raises:
-        RingError: attached to a ring that holds more requests than it has slots.
+        RingError: attached to a ring that holds more requests than it has slots, or that its journal does not go with.
     """
 
-    __slots__ = ("_published", "req_cons", "rsp_prod")
+    __slots__ = ("_answers", "_journal", "_published", "req_cons")
 
-    def __init__(self, view: memoryview, slot_bytes: int, *, attach: bool = False) -> None:
+    def __init__(
+        self, view: memoryview, slot_bytes: int, *, attach: bool = False, journal: Journal | None = None
+    ) -> None:
         super().__init__(view, slot_bytes)
         start = self._words[RSP_PROD] if attach else 0
         if attach and ((produced := self._words[REQ_PROD]) - start) & U32 > self.size:
             self._words.release()  # the caller unmaps the pages now
             raise RingError(f"the frontend's req_prod {produced} is more than {self.size} ahead of rsp_prod {start}")
-        self.req_cons = start
-        """The next request to take."""
-        self.rsp_prod = start
-        """Where the next response goes; published by `publish`."""
+        self._answers: list[bytes] = []
+        self._journal = journal
+        if attach and journal is not None:
+            try:
+                self._answers = journal.unpublished(start, self.size, slot_bytes)
+            except ValueError as error:
+                self._words.release()
+                raise RingError(str(error)) from None
         self._published = start
+        self.req_cons = (start + len(self._answers)) & U32
+        """The next request to take."""
 
     def take(self) -> tuple[bytes, int]:
         """Copy out the next run of requests.
@@ -116,21 +127,31 @@ class BackRing(_Ring):
         return run, count
 
     def put(self, response: bytes) -> None:
-        """Write one response, whole, into the next slot. Nobody sees it before `publish`."""
-        index = self.rsp_prod
-        start = HEADER_BYTES + (index & self._mask) * self._slot_bytes
-        self._view[start : start + len(response)] = response
-        self.rsp_prod = (index + 1) & U32
+        """Answer the next request; `publish` writes it, whole, into its slot."""
+        self._answers.append(response)
 
     def publish(self) -> bool:
-        """Show all responses put so far. Return whether the frontend asked to be notified of them."""
-        new, old = self.rsp_prod, self._published
-        if new == old:
+        """Write all responses put so far and show them. Return whether the frontend asked to be notified of them."""
+        answers = self._answers
+        if not answers:
             return False
+        old = self._published
+        new = (old + len(answers)) & U32
+        journal = self._journal
+        if journal is not None:
+            journal.begin(old, answers)
+        view, mask, stride, index = self._view, self._mask, self._slot_bytes, old
+        for answer in answers:
+            start = HEADER_BYTES + (index & mask) * stride
+            view[start : start + len(answer)] = answer
+            index += 1
         if not ORDERED:
             fence()
         self._words[RSP_PROD] = new
         self._published = new
+        if journal is not None:
+            journal.end()
+        self._answers = []
         fence()  # the store above, then the load below: the one order that x86 does not give
         return (new - self._words[RSP_EVENT]) & U32 < (new - old) & U32
 
@@ -141,9 +162,14 @@ class BackRing(_Ring):
         return self._words[REQ_PROD] == self.req_cons
 
     @property
+    def rsp_prod(self) -> int:
+        """Where the next response goes."""
+        return (self._published + len(self._answers)) & U32
+
+    @property
     def unanswered(self) -> int:
         """Requests taken and not yet answered."""
-        return (self.req_cons - self.rsp_prod) & U32
+        return (self.req_cons - self._published - len(self._answers)) & U32
 
 
 class FrontRing(_Ring):

@@ -95,6 +95,7 @@ def test_a_response_overwrites_the_slot_it_is_given_and_no_other() -> None:
     ring.back.take()
     before = ring.slot(1)
     ring.back.put(bytes(16))
+    ring.back.publish()
     assert ring.slot(0) == bytes(16) + b"\xaa" * (SLOT - 16)
     assert ring.slot(1) == before
 

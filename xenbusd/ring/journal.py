@@ -1,0 +1,116 @@
+"""A ring's journal: what lets a new backend process go on with the ring of one that was killed.
+
+A backend that answers in the order of the requests needs little: the slots from `rsp_prod` on still hold the requests
+that are not answered. Only while answers are being written over requests is that not so, and for that moment the
+journal holds the batch. Publishing takes five steps, each made of whole stores that a killed process leaves done or
+not done, in this order, on any machine:
+
+    1. the answers, into the journal          2. `base` and `count`          3. the answers, into the slots
+    4. `rsp_prod`                             5. `count` = 0
+
+Whoever comes after finds `count` 0: nothing was being published. Or `rsp_prod` at `base`: step 4 was not reached, and
+the answers are written again from the journal; their requests have been carried out. Or `rsp_prod` at `base + count`:
+all is published. Anything else is not ours, and the ring is not trusted.
+
+The journal lies in memory that outlives the process: a file on /run. It need not outlive the host; the guests do not.
+
+Source: B.4 of the reliability reference, for the case of answers in order.
+"""
+
+from __future__ import annotations
+
+from enum import IntFlag
+
+from xenbusd.ids import PAGE_SIZE
+from xenbusd.ring.layout import U32
+
+MAGIC = 0x676E6972
+"""The bytes "ring"."""
+VERSION = 1
+HEADER_BYTES = 64
+
+_MAGIC, _VERSION, _FLAGS, _BASE, _COUNT, _STRIDE, _IDENTITY = range(7)
+"""Words of the header."""
+
+
+class Flags(IntFlag):
+    """What the process before us promises of its ring."""
+
+    IN_ORDER = 1
+    """Answers are put in the order of their requests."""
+    LEFT = 2
+    """It stopped in order: everything that it took is answered."""
+
+
+def size_bytes(slots: int, slot_bytes: int) -> int:
+    """How much memory the journal of a ring needs: whole pages."""
+    return -(-(HEADER_BYTES + slots * slot_bytes) // PAGE_SIZE) * PAGE_SIZE
+
+
+class Journal:
+    """A journal over memory.
+
+    Args:
+        view: `size_bytes` of memory, writable, page-aligned.
+        identity: a number for this very ring: its grants and its port; one that is there already must agree.
+        fresh: begin anew, rather than read what is there.
+        flags: for a fresh one; see `Flags`.
+
+    Raises:
+        ValueError: what is there is no journal of this ring.
+    """
+
+    def __init__(self, view: memoryview, identity: int, *, fresh: bool, flags: int = 0) -> None:
+        self._view = view
+        self._words = view[:HEADER_BYTES].cast("I")
+        words = self._words
+        if fresh:
+            for word, value in enumerate((MAGIC, VERSION, int(flags), 0, 0, 0, identity & U32)):
+                words[word] = value
+        elif (words[_MAGIC], words[_VERSION], words[_IDENTITY]) != (MAGIC, VERSION, identity & U32):
+            words.release()
+            raise ValueError("not the journal of this ring")
+
+    @property
+    def flags(self) -> Flags:
+        """What is promised."""
+        return Flags(self._words[_FLAGS])
+
+    @flags.setter
+    def flags(self, flags: Flags) -> None:
+        self._words[_FLAGS] = int(flags)
+
+    def begin(self, base: int, answers: list[bytes]) -> None:
+        """Steps 1 and 2: `answers`, all of one length, are about to go into the slots from `base` on."""
+        words = self._words
+        batch = b"".join(answers)
+        self._view[HEADER_BYTES : HEADER_BYTES + len(batch)] = batch
+        words[_STRIDE] = len(answers[0])
+        words[_BASE] = base
+        words[_COUNT] = len(answers)
+
+    def end(self) -> None:
+        """Step 5: the batch is published."""
+        self._words[_COUNT] = 0
+
+    def unpublished(self, rsp_prod: int, slots: int, slot_bytes: int) -> list[bytes]:
+        """What must be put again, given the ring's `rsp_prod`. The journal stays as it is: whoever puts may be killed.
+
+        Raises:
+            ValueError: the two do not go together.
+        """
+        words = self._words
+        base, count, stride = words[_BASE], words[_COUNT], words[_STRIDE]
+        if not count:
+            return []
+        if count > slots or not 0 < stride <= slot_bytes or rsp_prod not in (base, (base + count) & U32):
+            raise ValueError(f"rsp_prod is {rsp_prod}, with {count} answers from {base} on in the journal")
+        if rsp_prod != base:
+            return []
+        starts = range(HEADER_BYTES, HEADER_BYTES + count * stride, stride)
+        return [bytes(self._view[start : start + stride]) for start in starts]
+
+    def release(self) -> None:
+        """Let go of the memory. Idempotent."""
+        self._words.release()
+        self._view.release()
