@@ -66,6 +66,8 @@ def _load(point: EntryPoint, device_class: DeviceClass, side: Side) -> type[Driv
         raise DriverError(
             f"driver {point.value} is for API version {driver.api_version}, this is version {API_VERSION}"
         )
+    if not (hasattr(driver, "side") and hasattr(driver, "device_class")):
+        raise DriverError(f"{point.value} must be a Backend or Frontend with device_class={str(device_class)!r}")
     if driver.device_class != device_class or driver.side is not side:
         raise DriverError(
             f"entry point {point.name} names {point.value}, which is the {driver.side.value} of {driver.device_class}"

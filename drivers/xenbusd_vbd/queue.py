@@ -211,7 +211,7 @@ class BlockQueue:
         """Wait until nothing is in the ring or waiting for it; False if the time was up first."""
         try:
             async with asyncio.timeout(timeout_s):
-                while self._in_ring:
+                while self._in_ring or self._pumping:
                     self._idle.clear()
                     await self._idle.wait()
         except TimeoutError:
@@ -255,11 +255,12 @@ class BlockQueue:
         parse, stride, in_ring = self._abi.parse_response, self._abi.slot_bytes, self._in_ring
         for start in range(0, count * stride, stride):
             id, op, status = parse(run, start)
-            shadow = in_ring.pop(id, None)
+            shadow = in_ring.get(id)
             if shadow is None:
                 raise OtherendError(f"a response to request {id}, which is not in the ring")
-            if op != shadow.op:
+            if op != shadow.op:  # it stays in the ring, so that the next one gets it
                 raise OtherendError(f"a response with operation {op} to request {id} with operation {shadow.op}")
+            del in_ring[id]
             self._counters["requests"] += 1
             if status == OKAY:
                 length = shadow.sectors * SECTOR

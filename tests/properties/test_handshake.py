@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from hypothesis import note, settings
+import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -26,8 +27,11 @@ RING = RingFormat(64, Raw, Raw)
 ID = DeviceId(DeviceClass("toy"), Domid(5), Devid(0), DOM0)
 BACK, FRONT = Side.BACKEND, Side.FRONTEND
 
-LONG_S = 400.0
-"""More than all deadlines, pauses and resyncs of both ends together."""
+LONG_S = 70.0
+"""Longer than the deadlines of both ends in a row, or two resyncs."""
+
+STEPS_MAX = 400
+"""More steps than a life takes from its first look to Connected, with one failure on the way."""
 
 
 class Faults(Counter[str]):
@@ -234,26 +238,19 @@ class HandshakeMachine(RuleBasedStateMachine):
         if not hasattr(self, "script"):
             return
         world = self.world
-        world.run(LONG_S)
         for side in Side:
             end = world.ends.get(side)
             if end is not None and end.stopping is not None:
+                world.run(LONG_S)
                 assert end.stopped, f"the {side.value} does not stop"
                 world.ends.pop(side).kill()
             if side not in world.ends:
                 world.start(side, self.drivers[side])
         world.run(LONG_S)
         if self.script and world.state(BACK) is State.INIT_WAIT:
-            world.store.commit({f"{ID.backend_path}/hotplug-status": b"connected"})
-        world.run(LONG_S)
+            self.script_succeeds()
+            world.run(LONG_S)
         back, front = world.ends[BACK], world.ends[FRONT]
-        note(f"backend {world.state(BACK).title}, frontend {world.state(FRONT).title}, online {self.online}")
-        for end in (back, front):
-            if end.device is not None:
-                note(
-                    f"the {end.side.value} has seen {end.device.seen}, wrote {end.device.state.title}, "
-                    f"waits for {end.device.waiting_for!r}"
-                )
         self.no_bug_was_met()
         if world.state(BACK) is State.UNKNOWN:
             assert back.device is None
@@ -262,14 +259,24 @@ class HandshakeMachine(RuleBasedStateMachine):
             assert ID.error_path(BACK) in world.store.nodes
             assert not back.host.mappings
         elif self.online:
-            assert (world.state(BACK), world.state(FRONT)) == (State.CONNECTED, State.CONNECTED)
+            assert world.state(BACK) is world.state(FRONT) is State.CONNECTED, self.describe()
             assert [mapping.gref for mapping in back.host.mappings] == list(front.host.shares[0].grefs)
             assert len(front.host.shares) == 1
             assert world.machine.bound == {back.host.ports[0]: front.host.ports[0]}
         else:
-            assert world.state(BACK) is State.CLOSED
+            assert world.state(BACK) is State.CLOSED, self.describe()
             assert not back.host.mappings
             assert not front.host.shares
+
+    def describe(self) -> str:
+        """Who waits for what."""
+        lines = [f"online {self.online}"]
+        for side, end in self.world.ends.items():
+            lines.append(f"{side.value} {self.world.state(side).title}")
+            if end.device is not None:
+                dev = end.device
+                lines.append(f"  has seen {dev.seen}, wrote {dev.state.title}, waits for {dev.waiting_for!r}")
+        return "\n".join(lines)
 
     def gave_up(self) -> bool:
         """Whether the backend failed before its frontend did anything: told, and left to the toolstack, by intent."""
@@ -283,4 +290,94 @@ class HandshakeMachine(RuleBasedStateMachine):
 
 
 TestHandshake = HandshakeMachine.TestCase
-TestHandshake.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestHandshake.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
+
+
+# -- every step of a life, one after the other ---------------------------------------------------------------------
+
+
+def live_until(step: int, fault: str | None) -> tuple[HandshakeMachine, bool]:
+    """Let a pair live for so many steps, by turns. Return it, and whether it has nothing more to do."""
+    pair = HandshakeMachine()
+    pair.begin(script=False, eager=False)
+    pair.start(BACK)
+    pair.start(FRONT)
+    if fault is not None:
+        pair.faults[fault] = 1
+    while step:
+        for act in pair.world.steps():
+            if act() and not (step := step - 1):
+                return pair, False
+        if not any(end.client.requests or end.client.arrivals for end in pair.world.ends.values()):
+            if pair.world.state(BACK) is pair.world.state(FRONT) is State.CONNECTED or pair.gave_up():
+                return pair, True
+            pair.world.tick()
+    return pair, False
+
+
+def go_on_alone(pair: HandshakeMachine, side: Side) -> None:
+    """Let one end do all that it can do, while the other stands still."""
+    end = pair.world.ends.get(side)
+    while end is not None and (end.serve() or end.deliver()):
+        pass
+
+
+def at_every_step(fault: str | None, event: Callable[[HandshakeMachine], None]) -> int:
+    """After each step of a life: the event, then one end runs ahead of the other, then both go on for a long time.
+
+    Returns:
+        How many steps the life had.
+    """
+    for step in range(1, STEPS_MAX):
+        for first in Side:
+            pair, over = live_until(step, fault)
+            event(pair)
+            go_on_alone(pair, first)
+            pair.teardown()
+        if over:
+            return step
+    raise AssertionError("the pair never connects")
+
+
+@pytest.mark.parametrize("fault", [None, "early", "open", "probe", "geometry"])
+def test_one_end_may_run_ahead_at_every_step(fault: str | None) -> None:
+    """Whatever an end has missed of the other's states, and whatever has failed before: they find together (T2)."""
+    assert at_every_step(fault, HandshakeMachine.no_bug_was_met) > 20
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        lambda pair: pair.kill(FRONT),
+        lambda pair: pair.kill(BACK),
+        lambda pair: (pair.kill(FRONT), pair.start(FRONT)),
+        lambda pair: (pair.kill(BACK), pair.start(BACK)),
+        lambda pair: pair.stop(FRONT),
+        lambda pair: pair.stop(BACK),
+        lambda pair: pair.detach(),
+        lambda pair: pair.force(),
+        lambda pair: (pair.force(), pair.world.store.commit({ID.backend_path: None}), pair.attach()),
+        lambda pair: pair.break_ring(BACK),
+        lambda pair: pair.break_ring(FRONT),
+        lambda pair: pair.end_connection(BACK),
+        lambda pair: pair.end_connection(FRONT),
+    ],
+    ids=[
+        "frontend killed",
+        "backend killed",
+        "frontend killed and started",
+        "backend killed and started",
+        "frontend stopped",
+        "backend stopped",
+        "detached",
+        "detached by force",
+        "removed and attached",
+        "backend finds nonsense",
+        "frontend finds nonsense",
+        "backend has enough",
+        "frontend has enough",
+    ],
+)
+def test_an_event_at_every_step(event: Callable[[HandshakeMachine], None]) -> None:
+    """Each event, after each step of a life that goes well, whichever end notices first."""
+    assert at_every_step(None, event) > 20

@@ -191,7 +191,7 @@ def test_read_only(path: Path) -> None:
 @pytest.mark.parametrize(("first", "second"), [(True, True), (True, False), (False, True)])
 def test_a_second_user_is_kept_out(path: Path, first: bool, second: bool) -> None:
     """Who writes is alone; the message shows the way out."""
-    with closing(Image(str(path), writable=first)), pytest.raises(ImageError, match="in use by another.*w!") as caught:
+    with closing(Image(str(path), writable=first)), pytest.raises(ImageError, match=r"in use by another.*w!") as caught:
         Image(str(path), writable=second)
     assert caught.value.errno == errno.EBUSY
 
@@ -238,7 +238,7 @@ def test_missing(tmp_path: Path, writable: bool) -> None:
 @pytest.mark.parametrize(("writable", "code"), [(True, errno.EISDIR), (False, errno.EINVAL)])
 def test_a_directory(tmp_path: Path, writable: bool, code: int) -> None:
     """A directory is no image, to write or to read."""
-    with pytest.raises(ImageError, match="directory|neither a regular file") as caught:
+    with pytest.raises(ImageError, match=r"directory|neither a regular file") as caught:
         Image(str(tmp_path), writable=writable)
     assert caught.value.errno == code
 

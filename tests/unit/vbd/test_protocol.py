@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xenbusd_vbd import protocol
@@ -124,6 +124,7 @@ def test_the_slot_that_is_meant_is_parsed(abi: Abi) -> None:
 
 
 @EACH_ABI
+@settings(deadline=None)
 @given(data=st.data())
 def test_any_bytes_parse(abi: Abi, data: st.DataObject) -> None:
     """No slot makes the parser or the check raise, and what is accepted lies within the disk and its pages."""
