@@ -102,7 +102,6 @@ class Daemon:
         print(self.log)
         assert status == 0, f"ended with {status}"
 
-
     def kill(self) -> None:
         """End it as the kernel does when memory is short."""
         self._stopped = True

@@ -78,6 +78,7 @@ class Journal:
 
     @flags.setter
     def flags(self, flags: Flags) -> None:
+        """Promise it."""
         self._words[_FLAGS] = int(flags)
 
     def begin(self, base: int, answers: list[bytes]) -> None:
