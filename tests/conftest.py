@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 
+import hypothesis
 import pytest
 
 from xenbusd import log
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # tests never time
+hypothesis.settings.load_profile("untimed")
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 

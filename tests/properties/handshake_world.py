@@ -14,6 +14,7 @@ import tempfile
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import count
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar, cast
 
 from xenbusd.bus.device import Device, Surroundings
@@ -480,6 +481,7 @@ class World:
         self.store = Store()
         self.machine = Machine()
         self.log = Silent()
+        self.run_dir = TemporaryDirectory(prefix="handshake-")
         self.ends: dict[Side, End] = {}
 
     def start(self, side: Side, driver: Callable[[], Driver[Any]]) -> None:
@@ -523,3 +525,4 @@ class World:
         self.ends.clear()
         self.loop.turn()
         self.loop.close()
+        self.run_dir.cleanup()

@@ -53,7 +53,7 @@ class HandshakeMachine(RuleBasedStateMachine):
         super().__init__()
         self.world = World(ID)
         self.faults = faults = Faults()
-        self.eager = False
+        self.eager = self.in_order = False
         machine = self
 
         class ToyBackend(Backend, device_class="toy"):
@@ -61,7 +61,7 @@ class HandshakeMachine(RuleBasedStateMachine):
                 with faults.at("early", ImageError("no such image", errno.ENOENT)):
                     await dev.advertise(feature_toy=1)
                 with faults.at("open", ImageError("no such image", errno.ENOENT)):
-                    async with dev.connect(RING) as link:
+                    async with dev.connect(RING, in_order=machine.in_order) as link:
                         await link.serve(lambda: None)
 
         class ToyFrontend(Frontend, device_class="toy"):
@@ -79,11 +79,13 @@ class HandshakeMachine(RuleBasedStateMachine):
 
     # -- the toolstack ---------------------------------------------------------------------------------------------
 
-    @initialize(script=st.booleans(), eager=st.booleans())
-    def begin(self, script: bool, eager: bool) -> None:
-        """A device. With a script, somebody else runs it. An eager frontend does not wait for InitWait (T49)."""
+    @initialize(script=st.booleans(), eager=st.booleans(), in_order=st.booleans())
+    def begin(self, script: bool = False, eager: bool = False, in_order: bool = False) -> None:
+        """A device. With a script, somebody else runs it. An eager frontend does not wait for InitWait (T49). Answers
+        in order let the next process go on with a killed one's ring."""
         self.script = script
         self.eager = eager
+        self.in_order = in_order
         self.attach()
 
     @precondition(lambda self: ID.backend_path + "/state" not in self.world.store.nodes)
@@ -296,10 +298,10 @@ TestHandshake.settings = settings(max_examples=80, stateful_step_count=30, deadl
 # -- every step of a life, one after the other ---------------------------------------------------------------------
 
 
-def live_until(step: int, fault: str | None) -> tuple[HandshakeMachine, bool]:
+def live_until(step: int, fault: str | None, in_order: bool = False) -> tuple[HandshakeMachine, bool]:
     """Let a pair live for so many steps, by turns. Return it, and whether it has nothing more to do."""
     pair = HandshakeMachine()
-    pair.begin(script=False, eager=False)
+    pair.begin(in_order=in_order)
     pair.start(BACK)
     pair.start(FRONT)
     if fault is not None:
@@ -322,7 +324,7 @@ def go_on_alone(pair: HandshakeMachine, side: Side) -> None:
         pass
 
 
-def at_every_step(fault: str | None, event: Callable[[HandshakeMachine], None]) -> int:
+def at_every_step(fault: str | None, event: Callable[[HandshakeMachine], None], *, in_order: bool = False) -> int:
     """After each step of a life: the event, then one end runs ahead of the other, then both go on for a long time.
 
     Returns:
@@ -330,13 +332,32 @@ def at_every_step(fault: str | None, event: Callable[[HandshakeMachine], None]) 
     """
     for step in range(1, STEPS_MAX):
         for first in Side:
-            pair, over = live_until(step, fault)
+            pair, over = live_until(step, fault, in_order)
             event(pair)
             go_on_alone(pair, first)
             pair.teardown()
         if over:
             return step
     raise AssertionError("the pair never connects")
+
+
+def restart_backend(pair: HandshakeMachine) -> None:
+    """SIGKILL, and the next process."""
+    pair.kill(BACK)
+    pair.start(BACK)
+
+
+def restart_frontend(pair: HandshakeMachine) -> None:
+    """SIGKILL, and the next process."""
+    pair.kill(FRONT)
+    pair.start(FRONT)
+
+
+def replace_device(pair: HandshakeMachine) -> None:
+    """Another device of the same name, before anybody had time to look."""
+    pair.force()
+    pair.world.store.commit({ID.backend_path: None})
+    pair.attach()
 
 
 @pytest.mark.parametrize("fault", [None, "early", "open", "probe", "geometry"])
@@ -350,13 +371,13 @@ def test_one_end_may_run_ahead_at_every_step(fault: str | None) -> None:
     [
         lambda pair: pair.kill(FRONT),
         lambda pair: pair.kill(BACK),
-        lambda pair: (pair.kill(FRONT), pair.start(FRONT)),
-        lambda pair: (pair.kill(BACK), pair.start(BACK)),
+        restart_frontend,
+        restart_backend,
         lambda pair: pair.stop(FRONT),
         lambda pair: pair.stop(BACK),
         lambda pair: pair.detach(),
         lambda pair: pair.force(),
-        lambda pair: (pair.force(), pair.world.store.commit({ID.backend_path: None}), pair.attach()),
+        replace_device,
         lambda pair: pair.break_ring(BACK),
         lambda pair: pair.break_ring(FRONT),
         lambda pair: pair.end_connection(BACK),
@@ -381,3 +402,18 @@ def test_one_end_may_run_ahead_at_every_step(fault: str | None) -> None:
 def test_an_event_at_every_step(event: Callable[[HandshakeMachine], None]) -> None:
     """Each event, after each step of a life that goes well, whichever end notices first."""
     assert at_every_step(None, event) > 20
+
+
+def test_a_ring_that_can_be_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed and started at every step, a backend that answers in order goes on with the ring, once there is one."""
+    adopted: list[bool] = []
+    go_on = BackendDevice._go_on
+
+    def spy(dev: BackendDevice, *args: Any) -> Any:
+        journal = go_on(dev, *args)
+        adopted.append(True)
+        return journal
+
+    monkeypatch.setattr(BackendDevice, "_go_on", spy)
+    at_every_step(None, restart_backend, in_order=True)
+    assert adopted

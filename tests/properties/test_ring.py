@@ -149,7 +149,6 @@ TestRing = RingMachine.TestCase
 TestRing.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
 
 
-@settings(deadline=None)
 @given(old=starts, more=st.integers(0, 512), event=st.one_of(starts, st.integers(0, U32)))
 def test_publish_notifies_as_ring_h_says(old: int, more: int, event: int) -> None:
     """Both ends decide as `layout.wants_notify`, which is RING_PUSH_*_AND_CHECK_NOTIFY."""
@@ -165,7 +164,6 @@ def test_publish_notifies_as_ring_h_says(old: int, more: int, event: int) -> Non
     assert back.publish() is expected
 
 
-@settings(deadline=None)
 @given(old=starts, more=st.integers(0, 512), event=starts)
 def test_notify_means_that_the_event_lies_on_the_way(old: int, more: int, event: int) -> None:
     """`wants_notify` says whether one of the indices passed on the way is the event index: by walking it."""
@@ -174,7 +172,6 @@ def test_notify_means_that_the_event_lies_on_the_way(old: int, more: int, event:
 
 
 @settings(max_examples=300)
-@settings(deadline=None)
 @given(
     start=starts,
     asked=st.integers(0, 32),
@@ -208,7 +205,6 @@ def test_no_request_producer_whatever_makes_a_backend_overtake(
 
 
 @settings(max_examples=300)
-@settings(deadline=None)
 @given(start=starts, asked=st.integers(0, 32), rsp_prod=st.one_of(starts, st.integers(0, U32)))
 def test_no_response_producer_whatever_makes_a_frontend_overtake(start: int, asked: int, rsp_prod: int) -> None:
     """Whatever the backend writes: refused, or no more responses taken than requests were made."""
