@@ -77,7 +77,7 @@ class ControlServer:
         try:
             request = json.loads(line)
             command, name = request.get("command"), request.get("device")
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             return {"error": "a request is a JSON object on one line"}
         if command == "list":
             return {"ok": {**self._about_daemon(), "devices": [self._summary(dev) for dev in self._daemon.devices]}}

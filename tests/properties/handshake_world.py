@@ -7,10 +7,7 @@ answer is a step of its own, so that any interleaving of the two can be walked; 
 from __future__ import annotations
 
 import asyncio
-import atexit
 import errno
-import shutil
-import tempfile
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import count
@@ -404,11 +401,6 @@ class FakeHost(Host, Grants, EventChannels):
 # -- the two ends --------------------------------------------------------------------------------------------------
 
 
-RUN_DIR = tempfile.mkdtemp(prefix="xenbusd-world-")
-"""Where the backends of all worlds keep their journals; a new connection begins its own anew."""
-atexit.register(shutil.rmtree, RUN_DIR, ignore_errors=True)
-
-
 class End:
     """One process: its connection to the store, its door to the machine, and the scan of its one class."""
 
@@ -424,7 +416,7 @@ class End:
             ports=Ports(self.host),
             domid=self.domid,
             log=cast("Any", world.log),
-            run_dir=RUN_DIR,
+            run_dir=world.run_dir.name,
         )
         self.scan = Scan(around, driver, world.id.device_class, side)
         self.task = world.loop.create_task(self.scan.run())
@@ -481,7 +473,8 @@ class World:
         self.store = Store()
         self.machine = Machine()
         self.log = Silent()
-        self.run_dir = TemporaryDirectory(prefix="handshake-")
+        self.run_dir = TemporaryDirectory(prefix="xenbusd-world-")
+        """Where backends keep their journals."""
         self.ends: dict[Side, End] = {}
 
     def start(self, side: Side, driver: Callable[[], Driver[Any]]) -> None:

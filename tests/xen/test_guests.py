@@ -107,7 +107,7 @@ def test_daemon_restarts_under_a_writing_guest(tmp_path: Path, end: str) -> None
     """The daemon is stopped, or killed, while a guest writes; the next one takes the ring over, and the guest does not
     notice."""
     image = empty_image(tmp_path / "disk.img")
-    guest = Guest("steady", "steady", [ours("xvda", image)])
+    guest = Guest(f"steady-{end}", "steady", [ours("xvda", image)])
     with daemon("serve", tmp_path / "run") as first, living(guest):
         guest.wait_for(r"^round 5$")
         (first.stop if end == "stopped" else first.kill)()
