@@ -27,8 +27,8 @@ RING = RingFormat(64, Raw, Raw)
 ID = DeviceId(DeviceClass("toy"), Domid(5), Devid(0), DOM0)
 BACK, FRONT = Side.BACKEND, Side.FRONTEND
 
-LONG_S = 70.0
-"""Longer than the deadlines of both ends in a row, or two resyncs."""
+LONG_S = 55.0
+"""Longer than a resync and, after it, the deadlines of both ends in a row."""
 
 STEPS_MAX = 400
 """More steps than a life takes from its first look to Connected, with one failure on the way."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 
-from xenbusd.errors import RingError
+from xenbusd.errors import LocalProtocolError, RingError
 from xenbusd.ids import PAGE_SIZE
 from xenbusd.ring.barrier import ORDERED, fence
 from xenbusd.ring.journal import Journal
@@ -127,7 +127,13 @@ class BackRing(_Ring):
         return run, count
 
     def put(self, response: bytes) -> None:
-        """Answer the next request; `publish` writes it, whole, into its slot."""
+        """Answer the next request; `publish` writes it, whole, into its slot.
+
+        Raises:
+            LocalProtocolError: it does not fit a slot.
+        """
+        if len(response) > self._slot_bytes:
+            raise LocalProtocolError(f"a response of {len(response)} bytes in a slot of {self._slot_bytes}")
         self._answers.append(response)
 
     def publish(self) -> bool:
@@ -197,7 +203,13 @@ class FrontRing(_Ring):
         return self.size - ((self.req_prod - self.rsp_cons) & U32)
 
     def put(self, request: bytes) -> None:
-        """Write one request into the next slot; the caller has checked `free`. Nobody sees it before `publish`."""
+        """Write one request into the next slot; the caller has checked `free`. Nobody sees it before `publish`.
+
+        Raises:
+            LocalProtocolError: it does not fit a slot.
+        """
+        if len(request) > self._slot_bytes:
+            raise LocalProtocolError(f"a request of {len(request)} bytes in a slot of {self._slot_bytes}")
         index = self.req_prod
         start = HEADER_BYTES + (index & self._mask) * self._slot_bytes
         self._view[start : start + len(request)] = request

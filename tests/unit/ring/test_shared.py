@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from xenbusd.errors import RingError
+from xenbusd.errors import LocalProtocolError, RingError
 from xenbusd.ids import PAGE_SIZE
 from xenbusd.ring.layout import HEADER_BYTES, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, U32
 from xenbusd.ring.shared import BackRing, FrontRing
@@ -427,3 +427,13 @@ def test_what_was_taken_is_private() -> None:
     ring.memory[HEADER_BYTES:] = b"\xff" * (PAGE_SIZE - HEADER_BYTES)
     assert isinstance(run, bytes)
     assert names(run) == [0, 1, 2, 3]
+
+
+def test_a_message_longer_than_its_slot_is_our_bug() -> None:
+    """It would overwrite its neighbour: it is refused on both ends, and nothing is written."""
+    ring = Ring(fill=0xAA)
+    with pytest.raises(LocalProtocolError, match=f"in a slot of {SLOT}"):
+        ring.front.put(bytes(SLOT + 1))
+    with pytest.raises(LocalProtocolError, match=f"in a slot of {SLOT}"):
+        ring.back.put(bytes(SLOT + 1))
+    assert ring.slot(0) == ring.slot(1) == b"\xaa" * SLOT
