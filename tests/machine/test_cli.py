@@ -115,6 +115,8 @@ def test_attach_list_show_timeline_detach(host: ProcessMachine) -> None:
     (device,) = json.loads(host.ctl("--json", "list").stdout)
     assert (device["device"], device["backend"], device["frontend"]) == ("echo/1/3", "Connected", "Connected")
 
+    assert json.loads(host.ctl("list", "--json").stdout) == [device]  # before the command or behind it
+
     shown = json.loads(host.ctl("--json", "show", "echo/1/3").stdout)
     assert {path: nodes["state"] for path, nodes in shown["nodes"].items()} == {
         "/local/domain/0/backend/echo/1/3": "4",

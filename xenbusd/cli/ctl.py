@@ -86,6 +86,18 @@ def main(
         click_context.obj = Context(config.with_overrides(host=host, run_dir=run_dir), as_json)
 
 
+def _json_too(command: Callable[..., None]) -> Callable[..., None]:
+    """Let --json stand behind the command's name as well."""
+
+    def note(click_context: click.Context, _: click.Parameter, given: bool) -> None:
+        if given:
+            click_context.obj.as_json = True
+
+    return click.option("--json", is_flag=True, expose_value=False, callback=note, help="print JSON, for programs")(
+        command
+    )
+
+
 @main.command()
 @click.argument("device_class", metavar="CLASS")
 @click.argument("parameters", nargs=-1, metavar="[NAME=VALUE]...")
@@ -95,6 +107,7 @@ def main(
     "--deadline", default=toolstack.ATTACH_S, show_default=True, help="seconds to wait until both ends are Connected"
 )
 @click.option("--no-wait", is_flag=True, help="return when the device is in the store")
+@_json_too
 @click.pass_obj
 def attach(
     context: Context,
@@ -162,6 +175,7 @@ async def _wait(store: StoreClient, id: DeviceId, deadline_s: float) -> None:
 @click.argument("device")
 @click.option("--force", is_flag=True, help="take it away even if the frontend does not close")
 @click.option("--deadline", default=toolstack.DETACH_S, show_default=True, help="seconds for the ends to close")
+@_json_too
 @click.pass_obj
 def detach(context: Context, device: str, force: bool, deadline: float) -> None:
     """Take a device away."""
@@ -175,6 +189,7 @@ def detach(context: Context, device: str, force: bool, deadline: float) -> None:
 
 
 @main.command("list")
+@_json_too
 @click.pass_obj
 def list_devices(context: Context) -> None:
     """Show every device whose backend is in dom0, and what each one that is not Connected waits for."""
@@ -213,6 +228,7 @@ def _as_json(pair: toolstack.PairState) -> dict[str, object]:
 
 @main.command()
 @click.argument("device")
+@_json_too
 @click.pass_obj
 def show(context: Context, device: str) -> None:
     """Show all that is known of a device: both ends' nodes, its ring and counters, and who waits for what."""
@@ -259,6 +275,7 @@ async def _nodes(store: StoreClient, path: str) -> dict[str, str]:
 
 @main.command()
 @click.argument("device")
+@_json_too
 @click.pass_obj
 def timeline(context: Context, device: str) -> None:
     """Draw who did what, and when, as the 2006 paper does; of a device that is there, or was there last."""
