@@ -68,7 +68,7 @@ class Journal:
             for word, value in enumerate((MAGIC, VERSION, int(flags), 0, 0, 0, identity & U32)):
                 words[word] = value
         elif (words[_MAGIC], words[_VERSION], words[_IDENTITY]) != (MAGIC, VERSION, identity & U32):
-            words.release()
+            self.release()  # the caller closes what lies under the view now
             raise ValueError("not the journal of this ring")
 
     @property

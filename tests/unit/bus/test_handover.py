@@ -1,0 +1,78 @@
+"""The journal's file: who may go on with a ring, and who may not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from xenbusd.bus.handover import Handover, identity
+from xenbusd.errors import DeviceOver
+
+RING = identity([8, 9], 3)
+PAGES, SLOT = 2, 112
+
+
+def path_of(folder: Path) -> str:
+    """Where the journal is."""
+    return str(folder / "vbd-3-51712.ring")
+
+
+@pytest.mark.parametrize(("in_order", "left"), [(True, False), (False, True), (True, True)])
+def test_a_ring_that_was_left_or_is_in_order_is_gone_on_with(tmp_path: Path, in_order: bool, left: bool) -> None:
+    """A stop in order or the driver's promise is enough; the next kill has only the promise."""
+    first = Handover(path_of(tmp_path))
+    first.begin(RING, PAGES, SLOT, in_order=in_order)
+    if left:
+        first.leave()
+    first.close()
+    second = Handover(path_of(tmp_path))
+    second.go_on(RING, PAGES, SLOT)
+    second.close()
+    third = Handover(path_of(tmp_path))
+    if in_order:
+        third.go_on(RING, PAGES, SLOT)
+    else:
+        with pytest.raises(DeviceOver, match="out of order"):
+            third.go_on(RING, PAGES, SLOT)
+    third.close()
+
+
+def test_a_ring_of_a_driver_that_was_killed_and_promised_nothing(tmp_path: Path) -> None:
+    """It may have answered out of order: the device is to close."""
+    Handover(path_of(tmp_path)).begin(RING, PAGES, SLOT, in_order=False)
+    heir = Handover(path_of(tmp_path))
+    with pytest.raises(DeviceOver, match="out of order"):
+        heir.go_on(RING, PAGES, SLOT)
+    heir.close()
+
+
+@pytest.mark.parametrize(
+    ("ring", "pages", "sentence"),
+    [(identity([8, 10], 3), PAGES, "not the journal of this ring"), (RING, 1, "not of this ring's size")],
+)
+def test_another_rings_journal(tmp_path: Path, ring: int, pages: int, sentence: str) -> None:
+    """Other grants, another port, another size: refused, and the file is let go of all the same."""
+    Handover(path_of(tmp_path)).begin(RING, PAGES, SLOT, in_order=True)
+    heir = Handover(path_of(tmp_path))
+    with pytest.raises(DeviceOver, match=sentence) as caught:
+        heir.go_on(ring, pages, SLOT)
+    heir.close()  # as in `connect`, while the exception and its frames live
+    del caught
+
+
+def test_no_journal(tmp_path: Path) -> None:
+    """/run was cleared, or the daemon is of another version: nothing to go on with."""
+    with pytest.raises(DeviceOver, match="no journal"):
+        Handover(path_of(tmp_path)).go_on(RING, PAGES, SLOT)
+
+
+def test_a_connection_that_ends_in_order_leaves_no_file(tmp_path: Path) -> None:
+    """Nothing stays behind; forgetting twice is as good as once."""
+    handover = Handover(path_of(tmp_path))
+    handover.begin(RING, PAGES, SLOT, in_order=True)
+    assert os.stat(path_of(tmp_path)).st_mode & 0o777 == 0o600
+    handover.forget()
+    handover.forget()
+    assert list(tmp_path.iterdir()) == []
