@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import signal
 from contextlib import AsyncExitStack
 
@@ -16,6 +15,7 @@ from xenbusd.bus.scan import Scan
 from xenbusd.bus.state import Side
 from xenbusd.config import Config
 from xenbusd.control import ControlServer
+from xenbusd.descriptors import allow_many
 from xenbusd.errors import UsageError
 from xenbusd.host.interface import Host
 from xenbusd.hotplug import ScriptRunner
@@ -64,7 +64,7 @@ class Daemon:
             UsageError: another daemon has this run directory.
         """
         drivers = registry.find(self.side, self.config.daemon.classes)
-        allow_many_files()
+        allow_many()
         async with AsyncExitStack() as stack:
             store = StoreClient(self.host.store, window=GUEST_WINDOW if self.side is Side.FRONTEND else 0)
             store.on_lost = lambda reason: self.log.error("store.lost", reason=reason)
@@ -136,9 +136,3 @@ def make_run_dir(path: str) -> str:
             f"cannot make the run directory {path}: {error.strerror}; choose another by --run-dir"
         ) from error
     return path
-
-
-def allow_many_files() -> None:
-    """Raise the limit of open files to what is allowed: each device has a few."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

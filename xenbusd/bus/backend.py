@@ -196,20 +196,20 @@ class BackendDevice(Device):
         self.adopted = False
         self._handover.forget()
         seen = await self.look()
-        if self._is_not_ours(seen):
+        if self.is_not_ours(seen):
             return
         if seen.own is not State.CLOSED:
             if seen.own is not State.CLOSING and (seen.otherend in ACTIVE or seen.otherend is State.INITIALISING):
                 await self.switch(State.CLOSING)
             try:
                 await self.until(
-                    lambda seen: True if seen.otherend not in ACTIVE or self._is_not_ours(seen) else None,
+                    lambda seen: True if seen.otherend not in ACTIVE or self.is_not_ours(seen) else None,
                     f"the frontend in domain {self.otherend.domid} to close",
                     deadline_s=CLOSE_S,
                 )
             except OtherendTimeout as late:
                 self.log.warning("otherend.late", reason=str(late))
-            if self._is_not_ours(self.seen):
+            if self.is_not_ours(self.seen):
                 return
             await self.switch(State.CLOSED)
 
@@ -222,7 +222,7 @@ class BackendDevice(Device):
         """
 
         def step(seen: Seen) -> bool | None:
-            if self.stopping or self._is_not_ours(seen):
+            if self.stopping or self.is_not_ours(seen):
                 return False
             if not seen.online or seen.own is State.CLOSING:
                 return False
@@ -232,7 +232,7 @@ class BackendDevice(Device):
             if await self.until(step, "the frontend to begin again, or the toolstack to remove the device"):
                 self._moved = False
                 return True
-            if self.stopping or self._is_not_ours(self.seen):
+            if self.stopping or self.is_not_ours(self.seen):
                 return False
             if self.seen.own is State.CLOSING:  # the toolstack's, after we had Closed by ourselves
                 await self.close()
@@ -244,17 +244,13 @@ class BackendDevice(Device):
 
     def _stirs_again(self, seen: Seen) -> bool | None:
         """Whether the toolstack has done more than remove us: it may want us back, or write its 5 only now (T52)."""
-        return True if self.stopping or self._is_not_ours(seen) or seen.online or seen.own is State.CLOSING else None
+        return True if self.stopping or self.is_not_ours(seen) or seen.online or seen.own is State.CLOSING else None
 
     async def _remove(self) -> None:
         """Remove our directory: in a driver domain nobody else does, and the toolstack waits for it (T53)."""
         keep = self.path.partition("/backend/")[0] + "/backend"
         with suppress(StoreError):  # the toolstack was first
             await self.store.transaction(lambda tx: prune(tx, self.path, keep))
-
-    def _is_not_ours(self, seen: Seen) -> bool:
-        """Whether the directory has gone, or a new one stands in its place."""
-        return seen.own is State.UNKNOWN or (seen.own is State.INITIALISING and self.state is not State.INITIALISING)
 
     # -- hotplug ---------------------------------------------------------------------------------------------------
 

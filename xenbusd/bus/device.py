@@ -280,6 +280,10 @@ class Device(ABC):
         if self._stirred(seen):
             await self.switch(State.CLOSING)
 
+    def is_not_ours(self, seen: Seen) -> bool:
+        """Whether the directory has gone, or a new one stands in its place."""
+        return seen.own is State.UNKNOWN or (seen.own is State.INITIALISING and self.state is not State.INITIALISING)
+
     # -- writing ---------------------------------------------------------------------------------------------------
 
     async def switch(self, state: State, keys: Mapping[str, Value] | None = None) -> None:

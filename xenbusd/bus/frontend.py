@@ -148,12 +148,12 @@ class FrontendDevice(Device):
     async def close(self) -> None:
         """Go to Closed, through Closing unless the backend has Closed already. Our ring is gone now."""
         seen = await self.look()
-        if self._is_not_ours(seen) or seen.own is State.CLOSED:
+        if self.is_not_ours(seen) or seen.own is State.CLOSED:
             return
         if seen.own is not State.CLOSING and seen.otherend in _BACKEND_PRESENT:
             await self.switch(State.CLOSING)
             await self._wait_for_backend(State.CLOSING)
-        if not self._is_not_ours(self.seen):
+        if not self.is_not_ours(self.seen):
             await self.switch(State.CLOSED)
             if self.seen.otherend in (*_BACKEND_PRESENT, State.CLOSING):
                 await self._wait_for_backend(State.CLOSED)
@@ -165,7 +165,7 @@ class FrontendDevice(Device):
             failed: the last connection ended by an error of the backend's.
         """
         seen = await self.look()
-        if not self.stopping and not self._is_not_ours(seen) and seen.online:
+        if not self.stopping and not self.is_not_ours(seen) and seen.online:
             pause = BACK_OFF_S[min(self._attempts + failed, len(BACK_OFF_S) - 1)]
             self._attempts += 1
             try:
@@ -174,26 +174,22 @@ class FrontendDevice(Device):
                 await self.switch(State.INITIALISING)
                 return True
         await self.until(self._gone_or_back, "the toolstack to remove the directory")
-        if self.stopping or self._is_not_ours(self.seen):
+        if self.stopping or self.is_not_ours(self.seen):
             return False
         await self.switch(State.INITIALISING)
         return True
 
     def _no_more(self, seen: Seen) -> bool | None:
-        return True if self.stopping or self._is_not_ours(seen) or not seen.online else None
+        return True if self.stopping or self.is_not_ours(seen) or not seen.online else None
 
     def _gone_or_back(self, seen: Seen) -> bool | None:
-        return True if self.stopping or self._is_not_ours(seen) or seen.online else None
-
-    def _is_not_ours(self, seen: Seen) -> bool:
-        """Whether the directory has gone, or a new one stands in its place."""
-        return seen.own is State.UNKNOWN or (seen.own is State.INITIALISING and self.state is not State.INITIALISING)
+        return True if self.stopping or self.is_not_ours(seen) or seen.online else None
 
     async def _wait_for_backend(self, state: State) -> None:
         """Give the backend time to show `state`, or what comes after it."""
 
         def step(seen: Seen) -> bool | None:
-            arrived = seen.otherend in (state, State.CLOSED, State.UNKNOWN) or self._is_not_ours(seen)
+            arrived = seen.otherend in (state, State.CLOSED, State.UNKNOWN) or self.is_not_ours(seen)
             return True if arrived or (not seen.online and seen.otherend is State.INITIALISING) else None
 
         try:

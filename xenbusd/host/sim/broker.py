@@ -11,7 +11,7 @@ import asyncio
 import errno
 import socket
 
-from xenbusd.host.sim.descriptors import allow_many
+from xenbusd.descriptors import allow_many
 from xenbusd.host.sim.domain import Refusal
 from xenbusd.host.sim.machine import Answer, Machine, Process
 from xenbusd.host.sim.protocol import REQUEST_BYTES_MAX, STORE_SUFFIX, pack, parse_request

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import socket
 
+from xenbusd.descriptors import allow_many
 from xenbusd.errors import StoreLost, UsageError
 from xenbusd.host.interface import Host
 from xenbusd.host.sim.connection import BrokerConnection
-from xenbusd.host.sim.descriptors import allow_many
 from xenbusd.host.sim.events import SimEventChannels
 from xenbusd.host.sim.grants import SimGrants
 from xenbusd.host.sim.protocol import STORE_SUFFIX, Holdings, Verb, rows

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from xenbusd.host.sim.descriptors import ENOUGH, allow_many
+from xenbusd.descriptors import ENOUGH, allow_many
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""How many descriptors a process on the simulated host may have open."""
+"""How many descriptors a process of ours may have open."""
 
 from __future__ import annotations
 
