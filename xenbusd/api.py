@@ -21,6 +21,7 @@ from xenbusd.errors import (
     UsageError,
     XenbusdError,
 )
+from xenbusd.host.address import address_of
 from xenbusd.host.interface import Copy, Grants, Mapping, Share
 from xenbusd.ids import PAGE_SIZE, Devid, Domid, Gref, Port
 from xenbusd.listener import Listener
@@ -62,6 +63,7 @@ __all__ = [
     "State",
     "UsageError",
     "XenbusdError",
+    "address_of",
     "boolean",
     "choice",
     "text",

@@ -1,4 +1,4 @@
-"""The vbd backend: serves a raw file or a block device as a disk. The keys are in this package's README."""
+"""The vbd backend: serves an image as a disk. The keys are in this package's README."""
 
 from __future__ import annotations
 
@@ -9,20 +9,44 @@ import stat
 import time
 from collections.abc import Mapping
 
-from xenbusd.api import Backend, BackendDevice, Devid, Directories, ImageError, UsageError, boolean, choice, text
+from xenbusd.api import (
+    Backend,
+    BackendDevice,
+    BackLink,
+    Devid,
+    Directories,
+    ImageError,
+    Raw,
+    UsageError,
+    boolean,
+    choice,
+    text,
+)
+from xenbusd_vbd.direct_engine import DirectEngine
+from xenbusd_vbd.engine import Engine
+from xenbusd_vbd.file_engine import FileEngine
 from xenbusd_vbd.image import Image
+from xenbusd_vbd.live import LIVE, LiveDisk
 from xenbusd_vbd.pages import CopiedPages, Pages, PersistentPages
+from xenbusd_vbd.params import RAW, parse
 from xenbusd_vbd.protocol import (
     ABIS,
     DEFAULT_ABI,
+    INDIRECT_SEGMENTS_MAX,
     MAX_RING_PAGE_ORDER,
     SECTOR,
     VDISK_CDROM,
     VDISK_READONLY,
     VDISK_REMOVABLE,
+    Abi,
+    Request,
 )
 from xenbusd_vbd.server import BlockServer
-from xenbusd_vbd.toolstack import directories, parse_vdev
+from xenbusd_vbd.toolstack import directories, live_keys, parse_vdev
+
+QUEUES_MAX = 4
+"""Queues that a frontend may have, unless the configuration says otherwise. They share one thread of ours: they are for
+the guest's processors."""
 
 FENCE_S = 10.0
 """How long the last I/O of the process before us may take, when we go on with its ring."""
@@ -31,6 +55,9 @@ FENCE_S = 10.0
 class VbdBackend(Backend, device_class="vbd"):
     """Serve one disk."""
 
+    claimed_by_script = "block-xenbusd"
+    live = LIVE
+
     @classmethod
     def parse_devid(cls, text: str) -> Devid:
         """Read xvda, sdb2 or 51712."""
@@ -38,87 +65,131 @@ class VbdBackend(Backend, device_class="vbd"):
 
     @classmethod
     def directories(cls, devid: Devid, parameters: Mapping[str, str]) -> Directories:
-        """Take target=, mode= and the others of `xenbusd_vbd.toolstack.PARAMETERS`; the target must be there."""
+        """Take target=, mode= and the others of `xenbusd_vbd.toolstack.PARAMETERS`; a local target must be there."""
         keys = directories(devid, parameters)
-        path = raw_path(keys.backend["params"])
+        format, path = parse(keys.backend["params"])
+        if not path.startswith("/"):
+            return keys  # on the network
         try:
             mode = os.stat(path).st_mode
         except OSError as error:
             raise UsageError(f"vbd: cannot serve {path}: {error.strerror}") from None
-        if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+        if format == RAW and not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
             raise UsageError(f"vbd: cannot serve {path}: it is neither a regular file nor a block device")
         return keys
 
+    @classmethod
+    def live_keys(cls, parameters: Mapping[str, str]) -> dict[str, str]:
+        """Take iops=, bandwidth= and pause=."""
+        return live_keys(parameters)
+
     async def run(self, dev: BackendDevice) -> None:
         """Live through one connection: open the image, connect, serve until the frontend has closed."""
-        await dev.advertise(max_ring_page_order=MAX_RING_PAGE_ORDER)
+        queues = int(dev.options.get("queues", QUEUES_MAX))
+        await dev.advertise(
+            max_ring_page_order=MAX_RING_PAGE_ORDER,
+            multi_queue_max_queues=queues,
+            feature_max_indirect_segments=INDIRECT_SEGMENTS_MAX,
+        )
         abi = ABIS[await dev.otherend.read("protocol", choice(*ABIS), default=DEFAULT_ABI)]
         persistent = await dev.otherend.read("feature-persistent", boolean, default=False)
-        image = await self._open(dev)
+        disk = LiveDisk(dev, lambda: open_engine(dev))
         try:
-            published = await self._properties(dev, image)
-            async with dev.connect(abi.ring, in_order=True, **published) as link:
-                pages: Pages = (PersistentPages if persistent else CopiedPages)(link.grants, dev.otherend.domid)
-                server = BlockServer(link, abi, image, pages)
-                try:
-                    await link.serve(server.drain)
-                finally:
-                    await server.finish()
+            engine = await disk.open()
+            published = await properties(dev, engine)
+            connecting = dev.connect_queues(abi.ring, max_queues=queues, in_order=True, **published)
+            async with connecting as links:
+                servers = [self._server(dev, link, abi, engine, disk, persistent) for link in links]
+                await disk.serve(links, servers)
         finally:
-            image.close()
+            await disk.close()
 
-    async def _open(self, dev: BackendDevice) -> Image:
-        """Open what the hotplug script found, or what the toolstack asked for; only B is trusted to say it (XSA-175).
+    @staticmethod
+    def _server(
+        dev: BackendDevice, link: BackLink[Raw, Raw], abi: Abi, engine: Engine, disk: LiveDisk, persistent: bool
+    ) -> BlockServer:
+        def failed(request: Request) -> None:
+            dev.log.error("image.failed", op=request.op, sector=request.sector, sectors=request.sectors)
 
-        Raises:
-            ImageError: the target is missing, in use, of a kind that is not served, or not to be opened as asked.
-        """
-        mode = await dev.own.read("mode", text)
-        params = await dev.own.read("params", text)
-        path = await dev.own.read("physical-device-path", text, default=raw_path(params))
-        deadline = time.monotonic() + FENCE_S * dev.adopted
-        while True:
-            try:
-                return await asyncio.to_thread(Image, path, writable="w" in mode, shared="!" in mode)
-            except ImageError as error:
-                if error.errno != errno.EBUSY or time.monotonic() >= deadline:
-                    raise
-            await asyncio.sleep(0.05)  # the process before us has I/O under way, and the lock with it
-
-    async def _properties(self, dev: BackendDevice, image: Image) -> dict[str, int]:
-        """What the frontend reads once we are Connected (T27)."""
-        info = 0 if image.writable else VDISK_READONLY
-        if await dev.own.read("removable", boolean, default=False):
-            info |= VDISK_REMOVABLE
-        if await dev.own.read("device-type", text, default="disk") == "cdrom":
-            info |= VDISK_CDROM
-        properties = {
-            "sectors": image.sectors,
-            "info": info,
-            "sector_size": SECTOR,  # the one value that every frontend reads alike (T35)
-            "physical_sector_size": image.physical_sector_bytes,
-            "feature_persistent": 1,
-            "feature_flush_cache": int(image.writable),
-            "feature_barrier": int(image.writable),
-        }
-        if not await dev.own.read("discard-enable", boolean, default=True):
-            image.can_discard = False
-        if image.can_discard:
-            properties |= {"feature_discard": 1, "discard_granularity": 4096, "discard_alignment": 0}
-        return properties
+        pages: Pages = (PersistentPages if persistent else CopiedPages)(link.grants, dev.otherend.domid)
+        return BlockServer(
+            link, abi, engine, pages, disk.limits, indirect_segments=INDIRECT_SEGMENTS_MAX, failed=failed
+        )
 
 
-def raw_path(params: str) -> str:
-    """The path in a `params` value: "/path" or "raw:/path".
+async def open_engine(dev: BackendDevice) -> Engine:
+    """Open what the hotplug script found, or what the toolstack asked for; only B is trusted to say it (XSA-175).
 
     Raises:
-        ImageError: another format, or no absolute path. The format is never guessed from the image (XSA-258).
+        ImageError: the target is missing, in use, of a kind that is not served, or not to be opened as asked.
     """
-    format, colon, path = params.partition(":")
-    if not colon or "/" in format:
-        format, path = "raw", params
-    if format not in ("raw", "aio"):
-        raise ImageError(f"params {params!r}: format {format!r} is not served; use raw:/path", errno.EINVAL)
-    if not path.startswith("/"):
-        raise ImageError(f"params {params!r}: write an absolute path, as in raw:/srv/disk.img", errno.EINVAL)
-    return path
+    mode = await dev.own.read("mode", text)
+    format, path = parse(await dev.own.read("params", text))
+    writable, shared = "w" in mode, "!" in mode
+    if format != RAW:
+        return await _open_served(dev, format, path, writable=writable, shared=shared)
+    path = await dev.own.read("physical-device-path", text, default=path)
+    safe = await dev.own.read("direct-io-safe", boolean, default=False)
+    allowed = bool(dev.options.get("direct", True))
+    deadline = time.monotonic() + FENCE_S * dev.adopted
+    while True:
+        try:
+            image = await asyncio.to_thread(Image, path, writable=writable, shared=shared, direct=allowed)
+            break
+        except ImageError as error:
+            if error.errno != errno.EBUSY or time.monotonic() >= deadline:
+                raise
+        await asyncio.sleep(0.05)  # the process before us has I/O under way, and the lock with it
+    if image.traits.on_network and not safe:
+        image.buffer_all()
+    if image.direct_fd < 0 or image.traits.in_memory:
+        return FileEngine(image)
+    try:
+        return DirectEngine(image)
+    except OSError as error:
+        dev.log.warning("image.buffered", reason=f"no asynchronous I/O: {error}")
+        image.buffer_all()
+        return FileEngine(image)
+
+
+async def _open_served(dev: BackendDevice, format: str, path: str, *, writable: bool, shared: bool) -> Engine:
+    """Have an image server serve an image of another format."""
+    from xenbusd_vbd.image_server import open_image_server
+
+    return await open_image_server(
+        format,
+        path,
+        writable=writable,
+        shared=shared,
+        socket_path=dev.run_path("nbd"),
+        log=dev.log,
+        options=dev.options,
+    )
+
+
+async def properties(dev: BackendDevice, engine: Engine) -> dict[str, int]:
+    """What the frontend reads once we are Connected (T27)."""
+    info = 0 if engine.writable else VDISK_READONLY
+    if await dev.own.read("removable", boolean, default=False):
+        info |= VDISK_REMOVABLE
+    if await dev.own.read("device-type", text, default="disk") == "cdrom":
+        info |= VDISK_CDROM
+    published = {
+        "sectors": engine.sectors,
+        "info": info,
+        "sector_size": SECTOR,  # the one value that every frontend reads alike (T35)
+        "physical_sector_size": engine.physical_sector_bytes,
+        "feature_persistent": 1,
+        "feature_flush_cache": int(engine.writable),
+        "feature_barrier": int(engine.writable),
+    }
+    if not await dev.own.read("discard-enable", boolean, default=True):
+        engine.can_discard = engine.can_discard_securely = False
+    if engine.can_discard:
+        published |= {
+            "feature_discard": 1,
+            "discard_granularity": engine.discard_granularity,
+            "discard_alignment": engine.discard_alignment,
+            "discard_secure": int(engine.can_discard_securely),
+        }
+    return published

@@ -6,31 +6,25 @@ import ctypes
 import errno
 import fcntl
 import os
-import stat
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from xenbusd.api import ImageError
+from xenbusd_vbd import traits
 from xenbusd_vbd.protocol import SECTOR
 
-_BLKGETSIZE64 = 0x80081272
-_BLKPBSZGET = 0x127B
 _BLKDISCARD = 0x1277
+_BLKSECDISCARD = 0x127D
 """Requests of linux/fs.h."""
 
 _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
 """linux/falloc.h: FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE."""
-
-_MEMORY_FILESYSTEMS = frozenset({0x01021994, 0x858458F6})
-"""linux/magic.h: TMPFS_MAGIC, RAMFS_MAGIC. Reads and writes there never wait for a device."""
 
 _NOWAIT = os.RWF_NOWAIT
 
 _libc = ctypes.CDLL("libc.so.6", use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 _libc.fallocate.restype = ctypes.c_int
-_libc.fstatfs.argtypes = [ctypes.c_int, ctypes.c_void_p]
-_libc.fstatfs.restype = ctypes.c_int
 
 
 class Image:
@@ -40,13 +34,16 @@ class Image:
         path: absolute path of a regular file or block device.
         writable: False opens it read-only, so that no bug above can write to it (XSA-142).
         shared: do not take the lock that keeps a second user out ("w!").
+        direct: pass the page cache by where a transfer is aligned and the file system can do it.
 
     Raises:
         ImageError: it is not there, is no file or block device, may not be opened so, or is in use.
     """
 
-    def __init__(self, path: str, *, writable: bool, shared: bool = False) -> None:
+    def __init__(self, path: str, *, writable: bool, shared: bool = False, direct: bool = False) -> None:
         self.path = path
+        self.direct_fd = -1
+        """Open with O_DIRECT; -1 if everything goes through the page cache."""
         self.writable = writable
         flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK
         try:
@@ -54,18 +51,15 @@ class Image:
         except OSError as error:
             raise ImageError(f"cannot open {path}: {error.strerror}", error.errno or errno.EIO) from error
         try:
-            mode = os.fstat(self.fd).st_mode
-            self.is_device = stat.S_ISBLK(mode)
-            if not self.is_device and not stat.S_ISREG(mode):
-                raise ImageError(f"{path} is neither a regular file nor a block device", errno.EINVAL)
+            self.traits = traits.look(self.fd, path)
             if not shared:
                 self._lock()
-            self.size_bytes = self._size()
-            self.physical_sector_bytes = self._physical_sector()
-            self.in_memory = self._is_in_memory()
-            self.can_discard = writable and self._probe_discard()
+            self.size_bytes = traits.size_bytes(self.fd, self.traits.is_device)
+            self.can_discard = writable and self._may_discard()
+            if direct:
+                self._open_directly(flags)
         except BaseException:
-            os.close(self.fd)
+            self.close()
             raise
 
     @property
@@ -82,33 +76,41 @@ class Image:
                 f"{self.path} is in use by another device or program; mode w! shares it all the same", errno.EBUSY
             ) from None
 
-    def _size(self) -> int:
-        if not self.is_device:
-            return os.fstat(self.fd).st_size
-        raw = fcntl.ioctl(self.fd, _BLKGETSIZE64, bytes(8))
-        return int.from_bytes(raw, "little")
+    def _open_directly(self, flags: int) -> None:
+        with suppress(OSError):  # a file system that cannot
+            self.direct_fd = os.open(f"/proc/self/fd/{self.fd}", flags | os.O_DIRECT)
 
-    def _physical_sector(self) -> int:
-        if not self.is_device:
-            return SECTOR
-        return int.from_bytes(fcntl.ioctl(self.fd, _BLKPBSZGET, bytes(4)), "little")
+    def buffer_all(self) -> None:
+        """Use the page cache for everything from now on."""
+        if self.direct_fd >= 0:
+            os.close(self.direct_fd)
+            self.direct_fd = -1
 
-    def _is_in_memory(self) -> bool:
-        buffer = (ctypes.c_long * 32)()  # struct statfs is 120 bytes on x86_64; f_type is its first word
-        if self.is_device or _libc.fstatfs(self.fd, buffer) != 0:
+    def is_aligned(self, buffers: Sequence[memoryview], offset: int, length: int) -> bool:
+        """Whether a transfer goes past the page cache. Buffers begin at multiples of what they are long, or of 512."""
+        block = self.traits.logical_block_bytes
+        if self.direct_fd < 0 or (offset | length) % block:
             return False
-        return buffer[0] & 0xFFFFFFFF in _MEMORY_FILESYSTEMS
+        return block <= SECTOR or not any(len(buffer) % block for buffer in buffers)
 
-    def _probe_discard(self) -> bool:
-        """Whether discards work: sysfs knows it of a device; a file is asked behind its end, where it harms nothing."""
-        if not self.is_device:
-            return self._fallocate(self.size_bytes, 4096) == 0
-        number = os.fstat(self.fd).st_rdev
-        limit = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/queue/discard_max_bytes")
+    def _may_discard(self) -> bool:
+        """Whether discards work; a file is asked behind its end, where it harms nothing."""
+        if self.traits.is_device:
+            return self.traits.discards
+        return self._fallocate(self.size_bytes, 4096) == 0
+
+    def refresh(self) -> None:
+        """Look at the size again.
+
+        Raises:
+            ImageError: it cannot be had.
+        """
         try:
-            return int(limit.read_text()) > 0
-        except (OSError, ValueError):
-            return False
+            self.size_bytes = traits.size_bytes(self.fd, self.traits.is_device)
+        except OSError as error:
+            raise ImageError(
+                f"cannot tell how large {self.path} is: {error.strerror}", error.errno or errno.EIO
+            ) from error
 
     def read(self, buffers: Sequence[memoryview], offset: int, length: int, nowait: bool = False) -> bool:
         """Fill `buffers`, `length` bytes together. With `nowait`, only if that needs no device: False if it does.
@@ -117,11 +119,12 @@ class Image:
             OSError: reading failed, or the image has become shorter.
         Blocks: without `nowait`, for the device.
         """
-        done = os.preadv(self.fd, buffers, offset, _NOWAIT if nowait else 0)
+        fd = self.fd if self.direct_fd < 0 or not self.is_aligned(buffers, offset, length) else self.direct_fd
+        done = os.preadv(fd, buffers, offset, _NOWAIT if nowait else 0)
         if done != length:
             if nowait:
                 return False
-            self._finish(os.preadv, buffers, offset, done, length)
+            self._finish(os.preadv, fd, buffers, offset, done, length)
         return True
 
     def write(self, buffers: Sequence[memoryview], offset: int, length: int) -> None:
@@ -131,11 +134,14 @@ class Image:
             OSError
         Blocks: when the page cache is full of unwritten data.
         """
-        done = os.pwritev(self.fd, buffers, offset)
+        fd = self.fd if self.direct_fd < 0 or not self.is_aligned(buffers, offset, length) else self.direct_fd
+        done = os.pwritev(fd, buffers, offset)
         if done != length:
-            self._finish(os.pwritev, buffers, offset, done, length)
+            self._finish(os.pwritev, fd, buffers, offset, done, length)
 
-    def _finish(self, call: object, buffers: Sequence[memoryview], offset: int, done: int, length: int) -> None:
+    def _finish(
+        self, call: Callable[..., int], fd: int, buffers: Sequence[memoryview], offset: int, done: int, length: int
+    ) -> None:
         """Go on after a transfer that stopped short, as the kernel may."""
         while done < length:
             left, skip = [], done
@@ -143,7 +149,7 @@ class Image:
                 if skip < len(buffer):
                     left.append(buffer[skip:])
                 skip = max(0, skip - len(buffer))
-            moved = call(self.fd, left, offset + done)  # type: ignore[operator]
+            moved = call(fd, left, offset + done)
             if moved <= 0:
                 raise OSError(errno.EIO, f"{self.path} ends at {offset + done}")
             done += moved
@@ -157,16 +163,17 @@ class Image:
         """
         os.fdatasync(self.fd)
 
-    def discard(self, offset: int, length: int) -> None:
-        """Forget a range; it reads as zeros afterwards in a file.
+    def discard(self, offset: int, length: int, *, secure: bool = False) -> None:
+        """Forget a range; it reads as zeros afterwards in a file. With `secure`, nobody can get it back: devices only.
 
         Raises:
             OSError
         """
         if not length:
             return
-        if self.is_device:
-            fcntl.ioctl(self.fd, _BLKDISCARD, offset.to_bytes(8, "little") + length.to_bytes(8, "little"))
+        if self.traits.is_device:
+            request = _BLKSECDISCARD if secure else _BLKDISCARD
+            fcntl.ioctl(self.fd, request, offset.to_bytes(8, "little") + length.to_bytes(8, "little"))
         elif code := self._fallocate(offset, length):
             raise OSError(code, os.strerror(code))
 
@@ -178,6 +185,7 @@ class Image:
 
     def close(self) -> None:
         """Close the file, and with it give the lock back. Idempotent."""
+        self.buffer_all()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

@@ -10,12 +10,21 @@ Source: xen/include/public/io/blkif.h (feature-persistent); Linux, drivers/block
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from mmap import mmap
 
 from xenbusd.api import PAGE_SIZE, Copy, Domid, GrantError, Grants, Gref, Mapping
 from xenbusd_vbd.engine import Job
-from xenbusd_vbd.protocol import ERROR, OKAY, READ, REQUEST_BYTES_MAX, SECTOR, SECTORS_PER_PAGE, Request
+from xenbusd_vbd.protocol import (
+    ERROR,
+    INDIRECT_SEGMENTS_MAX,
+    OKAY,
+    READ,
+    REQUEST_BYTES_MAX,
+    SECTOR,
+    SEGMENT_BYTES,
+    SEGMENTS_PER_INDIRECT,
+    Request,
+)
 
 PERSISTENT_MAX = 1056
 """Pages kept mapped for one device: Linux' xen_blkif_max_pgrants."""
@@ -28,6 +37,10 @@ class Pages(ABC):
     def full(self) -> bool:
         """Whether no request should begin before all under way are finished: too much is mapped."""
         return False
+
+    @abstractmethod
+    def fetch(self, requests: list[Request]) -> list[bytes | None]:
+        """Copy the descriptors of indirect requests to private bytes; None for one whose pages cannot be had."""
 
     @abstractmethod
     def begin(self, requests: list[Request]) -> list[Job]:
@@ -56,7 +69,11 @@ class PersistentPages(Pages):
         self._grants = grants
         self._domid = domid
         self._limit = limit
-        self._mapped: OrderedDict[int, tuple[memoryview, Mapping]] = OrderedDict()
+        self._mapped: dict[int, memoryview] = {}
+        self._mappings: dict[int, Mapping] = {}
+        self._used: dict[int, int] = {}
+        """When each was used last, in requests; nobody counts while less than half of the limit is mapped."""
+        self._requests = 0
         self._in_use = 0
 
     def __len__(self) -> int:
@@ -66,30 +83,56 @@ class PersistentPages(Pages):
     def full(self) -> bool:
         return len(self._mapped) > self._limit
 
+    def fetch(self, requests: list[Request]) -> list[bytes | None]:
+        tables: list[bytes | None] = []
+        for request in requests:
+            left = request.sectors
+            table = b""
+            try:
+                for page in self._views(request.grefs):
+                    count = min(left, SEGMENTS_PER_INDIRECT)
+                    table += bytes(page[: count * SEGMENT_BYTES])
+                    left -= count
+                tables.append(table)
+            except GrantError:
+                tables.append(None)
+        return tables
+
     def begin(self, requests: list[Request]) -> list[Job]:
-        mapped = self._mapped
         jobs = []
         for request in requests:
-            job = Job(request, [])
-            jobs.append(job)
-            buffers = job.buffers
             try:
-                for gref, first, last in zip(request.grefs, request.firsts, request.lasts, strict=True):
-                    if gref in mapped:
-                        page = mapped[gref][0]
-                        mapped.move_to_end(gref)
-                    else:
-                        page = self._map(gref)
-                    buffers.append(page if last - first == SECTORS_PER_PAGE - 1 else _cut(page, first, last))
+                buffers = self._views(request.grefs)
+                if request.firsts:
+                    parts = zip(buffers, request.firsts, request.lasts, strict=True)
+                    buffers = [page[first * SECTOR : (last + 1) * SECTOR] for page, first, last in parts]
+                jobs.append(Job(request, buffers))
             except GrantError:
-                job.status = ERROR
-                buffers.clear()
+                failed = Job(request, [])
+                failed.status = ERROR
+                jobs.append(failed)
         self._in_use += len(jobs)
         return jobs
 
+    def _views(self, grefs: tuple[int, ...]) -> list[memoryview]:
+        """The pages of these references, mapped if they are not yet.
+
+        Raises:
+            GrantError: one of them cannot be; those before it stay mapped.
+        """
+        mapped = self._mapped
+        if len(mapped) * 2 > self._limit:  # something may have to go soon
+            self._requests += 1
+            self._used.update(dict.fromkeys(grefs, self._requests))
+        try:
+            return [mapped[gref] for gref in grefs]
+        except KeyError:
+            return [mapped[gref] if gref in mapped else self._map(gref) for gref in grefs]
+
     def _map(self, gref: int) -> memoryview:
         mapping = self._grants.map(self._domid, [Gref(gref)])
-        self._mapped[gref] = mapping.view, mapping
+        self._mappings[gref] = mapping
+        self._mapped[gref] = mapping.view
         return mapping.view
 
     def finish(self, jobs: list[Job]) -> None:
@@ -101,9 +144,12 @@ class PersistentPages(Pages):
 
     def _shrink(self) -> None:
         """Drop the least recently used pages; the frontend may grant others for ever."""
-        while len(self._mapped) > self._limit:
-            _, (_, mapping) = self._mapped.popitem(last=False)
-            mapping.unmap()
+        used = self._used
+        oldest = sorted(self._mapped, key=lambda gref: used.get(gref, 0))
+        for gref in oldest[: len(oldest) - self._limit]:
+            del self._mapped[gref]
+            used.pop(gref, None)
+            self._mappings.pop(gref).unmap()
 
     def close(self) -> None:
         self._limit = 0
@@ -121,8 +167,21 @@ class CopiedPages(Pages):
     def __init__(self, grants: Grants, domid: Domid) -> None:
         self._grants = grants
         self._domid = domid
-        self._free: list[memoryview] = []
+        self._free: dict[int, list[memoryview]] = {}
+        """Buffers that no job has, by size."""
         self._taken: dict[Job, memoryview] = {}
+
+    def fetch(self, requests: list[Request]) -> list[bytes | None]:
+        tables = [bytearray(request.sectors * SEGMENT_BYTES) for request in requests]
+        segments, owners = [], []
+        for number, (request, table) in enumerate(zip(requests, tables, strict=True)):
+            view = memoryview(table)
+            for page, gref in enumerate(request.grefs):
+                part = view[page * PAGE_SIZE : (page + 1) * PAGE_SIZE]
+                segments.append(Copy(False, self._domid, Gref(gref), 0, part))
+                owners.append(number)
+        failed = {owner for owner, result in zip(owners, self._results(segments), strict=True) if result}
+        return [None if number in failed else bytes(table) for number, table in enumerate(tables)]
 
     def begin(self, requests: list[Request]) -> list[Job]:
         jobs = [self._with_buffers(request) for request in requests]
@@ -132,30 +191,35 @@ class CopiedPages(Pages):
     def _with_buffers(self, request: Request) -> Job:
         job = Job(request, [])
         if request.grefs:
-            buffer = self._free.pop() if self._free else memoryview(mmap(-1, _round_up(REQUEST_BYTES_MAX)))
+            size = SMALL_BYTES if request.sectors * SECTOR <= SMALL_BYTES else LARGE_BYTES
+            free = self._free.setdefault(size, [])
+            buffer = free.pop() if free else memoryview(mmap(-1, size))
             self._taken[job] = buffer
-            at = 0
-            for first, last in zip(request.firsts, request.lasts, strict=True):
-                length = (last - first + 1) * SECTOR
-                job.buffers.append(buffer[at : at + length])
-                at += length
+            job.buffers.append(buffer[: request.sectors * SECTOR])
         return job
 
     def _copy(self, jobs: list[Job], *, to_grant: bool) -> None:
         segments, owners = [], []
         for job in jobs:
-            for gref, first, buffer in zip(job.request.grefs, job.request.firsts, job.buffers, strict=True):
-                segments.append(Copy(to_grant, self._domid, Gref(gref), first * SECTOR, buffer))
+            at = 0
+            for gref, first, last in job.request.segments():
+                length = (last - first + 1) * SECTOR
+                local = job.buffers[0][at : at + length]
+                segments.append(Copy(to_grant, self._domid, Gref(gref), first * SECTOR, local))
                 owners.append(job)
-        if not segments:
-            return
-        try:
-            results = self._grants.copy(segments)
-        except GrantError:
-            results = [-1] * len(segments)
-        for job, result in zip(owners, results, strict=True):
+                at += length
+        for job, result in zip(owners, self._results(segments), strict=True):
             if result:
                 job.status = ERROR
+
+    def _results(self, segments: list[Copy]) -> list[int]:
+        """Have segments copied; a status for each."""
+        if not segments:
+            return []
+        try:
+            return self._grants.copy(segments)
+        except GrantError:
+            return [-1] * len(segments)
 
     def finish(self, jobs: list[Job]) -> None:
         self._copy([job for job in jobs if job.request.op == READ and job.status == OKAY], to_grant=True)
@@ -163,15 +227,16 @@ class CopiedPages(Pages):
             job.buffers = []
             buffer = self._taken.pop(job, None)
             if buffer is not None:
-                self._free.append(buffer)
+                self._free[len(buffer)].append(buffer)
 
     def close(self) -> None:
         self._free.clear()
 
 
-def _cut(page: memoryview, first: int, last: int) -> memoryview:
-    return page[first * SECTOR : (last + 1) * SECTOR]
-
-
 def _round_up(size: int) -> int:
     return -(-size // PAGE_SIZE) * PAGE_SIZE
+
+
+SMALL_BYTES = _round_up(REQUEST_BYTES_MAX)
+LARGE_BYTES = INDIRECT_SEGMENTS_MAX * PAGE_SIZE
+"""The two sizes of a buffer: for a request in a slot, and for an indirect one."""

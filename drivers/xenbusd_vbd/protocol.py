@@ -8,6 +8,8 @@ layouts differ in how a u64 is aligned (Linux, drivers/block/xen-blkback/common.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cache
 from struct import Struct
 from typing import NamedTuple
 
@@ -26,6 +28,13 @@ SEGMENTS_MAX = 11
 
 REQUEST_BYTES_MAX = SEGMENTS_MAX * SECTORS_PER_PAGE * SECTOR
 
+INDIRECT_SEGMENTS_MAX = 256
+"""Segments of one indirect request, as we and Linux offer (MAX_INDIRECT_SEGMENTS): 1 MiB."""
+
+SEGMENT_BYTES = 8
+SEGMENTS_PER_INDIRECT = 512
+"""Descriptors in one page that an indirect request names (T31)."""
+
 DISCARD_SECURE = 1
 """A discard's flag BLKIF_DISCARD_SECURE."""
 
@@ -38,8 +47,10 @@ MAX_RING_PAGE_ORDER = 4
 class Request(NamedTuple):
     """One request, parsed from a private copy of its slot.
 
-    `grefs`, `firsts` and `lasts` describe its segments: page, first and last sector in it. A discard has none; its
-    length is `sectors`, and its flag is in `flag`.
+    `grefs`, `firsts` and `lasts` describe its segments: page, first and last sector in it; `firsts` and `lasts` are
+    empty where every page is used whole, as nearly all are. A discard has none; its length is `sectors`, and its flag
+    is in `flag`. An indirect request has the pages of its descriptors in `grefs`, their number in `sectors` and its
+    inner operation in `flag`, until `expand` makes the request of it that it stands for.
     """
 
     op: int
@@ -50,6 +61,12 @@ class Request(NamedTuple):
     firsts: tuple[int, ...]
     lasts: tuple[int, ...]
     flag: int = 0
+
+    def segments(self) -> Iterator[tuple[int, int, int]]:
+        """Page, first and last sector of each segment."""
+        if self.firsts:
+            return zip(self.grefs, self.firsts, self.lasts, strict=True)
+        return ((gref, 0, SECTORS_PER_PAGE - 1) for gref in self.grefs)
 
 
 class Abi:
@@ -66,7 +83,7 @@ class Abi:
         head = f"<BBH{gap}xQQ"
         self._rw = [Struct(head + "IBBxx" * count) for count in range(SEGMENTS_MAX + 1)]
         self._discard = Struct(head + "Q")  # op, flag, pad, id, sector, nr_sectors
-        self._indirect = Struct(f"<BBH{gap}xQ")  # op, inner op, nr_segments, id: all that an answer needs
+        self._indirect = Struct(f"<BBH{gap}xQQHxx8I")  # op, inner op, nr_segments, id, sector, handle, grefs
         self._response = Struct(f"<QBxh{tail}x")
         self.slot_bytes = self._rw[SEGMENTS_MAX].size
         self.ring = RingFormat(self.slot_bytes, Raw, Raw, max_order=MAX_RING_PAGE_ORDER)
@@ -78,18 +95,18 @@ class Abi:
             _, flag, _, id, sector, sectors = self._discard.unpack_from(run, start)
             return Request(op, id, sector, sectors, (), (), (), flag)
         if op == INDIRECT:
-            _, inner, _, id = self._indirect.unpack_from(run, start)
-            return Request(op, id, 0, 0, (), (), (), inner)
+            _, inner, segments, id, sector, _, *grefs = self._indirect.unpack_from(run, start)
+            return Request(op, id, sector, segments, tuple(grefs[: _indirect_pages(segments)]), (), (), inner)
         if count > SEGMENTS_MAX:
             _, _, _, id, sector = self._rw[0].unpack_from(run, start)
             return Request(op, id, sector, -1, (), (), ())
         if count == 1:  # the commonest by far
             _, _, _, id, sector, gref, first, last = self._rw[1].unpack_from(run, start)
+            if first == 0 and last == SECTORS_PER_PAGE - 1:
+                return Request(op, id, sector, SECTORS_PER_PAGE, (gref,), (), ())
             return Request(op, id, sector, last - first + 1, (gref,), (first,), (last,))
         fields = self._rw[count].unpack_from(run, start)
-        firsts, lasts = fields[6::3], fields[7::3]
-        sectors = sum(lasts) - sum(firsts) + count
-        return Request(op, fields[3], fields[4], sectors, fields[5::3], firsts, lasts)
+        return _with_segments(op, fields[3], fields[4], fields[5::3], fields[6::3], fields[7::3])
 
     def pack_request(self, op: int, id: int, sector: int, grefs: tuple[int, ...], sectors: int) -> bytes:
         """Pack a read, write, barrier or flush of `sectors` sectors, which fill the pages `grefs` from the start."""
@@ -100,6 +117,10 @@ class Abi:
             sectors -= last + 1
             segments += (gref, 0, last)
         return self._rw[count].pack(op, count, 0, id, sector, *segments)
+
+    def pack_indirect(self, op: int, id: int, sector: int, segments: int, grefs: tuple[int, ...]) -> bytes:
+        """Pack a read or write whose `segments` descriptors (`pack_segments`) stand in the pages `grefs`."""
+        return self._indirect.pack(INDIRECT, op, segments, id, sector, 0, *grefs, *(0,) * (8 - len(grefs)))
 
     def pack_discard(self, id: int, sector: int, sectors: int) -> bytes:
         """Pack a discard."""
@@ -115,6 +136,40 @@ class Abi:
         return id, op, status
 
 
+def _with_segments(
+    op: int, id: int, sector: int, grefs: tuple[int, ...], firsts: tuple[int, ...], lasts: tuple[int, ...]
+) -> Request:
+    count = len(grefs)
+    if firsts == (0,) * count and lasts == (SECTORS_PER_PAGE - 1,) * count:
+        return Request(op, id, sector, count * SECTORS_PER_PAGE, grefs, (), ())
+    return Request(op, id, sector, sum(lasts) - sum(firsts) + count, grefs, firsts, lasts)
+
+
+def _indirect_pages(segments: int) -> int:
+    return -(-segments // SEGMENTS_PER_INDIRECT)
+
+
+_descriptors = cache(lambda count: Struct("<" + "IBBxx" * count))
+
+
+def expand(request: Request, descriptors: bytes) -> Request:
+    """Make the request that an indirect one stands for.
+
+    Args:
+        request: indirect, and found sound by `check_indirect`.
+        descriptors: a private copy of its descriptors, SEGMENT_BYTES each.
+    """
+    fields = _descriptors(request.sectors).unpack(descriptors)
+    return _with_segments(request.flag, request.id, request.sector, fields[0::3], fields[1::3], fields[2::3])
+
+
+def pack_segments(grefs: tuple[int, ...], sectors: int) -> bytes:
+    """Pack the descriptors of `sectors` sectors, which fill the pages `grefs` from the start."""
+    last = (sectors - 1) % SECTORS_PER_PAGE
+    whole = [field for gref in grefs[:-1] for field in (gref, 0, SECTORS_PER_PAGE - 1)]
+    return bytes(_descriptors(len(grefs)).pack(*whole, grefs[-1], 0, last))
+
+
 X86_64 = Abi("x86_64-abi", gap=4, tail=4)
 X86_32 = Abi("x86_32-abi", gap=0, tail=0)
 
@@ -124,14 +179,30 @@ DEFAULT_ABI = X86_32.name
 """What an absent `protocol` means to Linux, QEMU and tapback alike, even for a 64-bit guest (T29)."""
 
 
-def check(request: Request, capacity: int, read_only: bool, discard: bool) -> int:
-    """Say whether a request may be carried out (T32).
+def check_indirect(request: Request, offered: int) -> int:
+    """Say whether the descriptors of an indirect request may be fetched.
 
     Args:
         request: as parsed.
+        offered: `feature-max-indirect-segments`; 0 if it was not published.
+
+    Returns:
+        OKAY, ERROR or EOPNOTSUPP.
+    """
+    if not offered:
+        return EOPNOTSUPP
+    return OKAY if request.flag in (READ, WRITE) and 1 <= request.sectors <= offered else ERROR
+
+
+def check(request: Request, capacity: int, read_only: bool, discard: bool, secure: bool = False) -> int:
+    """Say whether a request may be carried out (T32).
+
+    Args:
+        request: as parsed; an indirect one, as expanded.
         capacity: sectors of the disk.
         read_only: writes, barriers, flushes and discards are refused.
         discard: whether discards were offered.
+        secure: whether secure ones were.
 
     Returns:
         OKAY, ERROR or EOPNOTSUPP: the status to answer with if it is not OKAY.
@@ -142,7 +213,7 @@ def check(request: Request, capacity: int, read_only: bool, discard: bool) -> in
     if read_only and op != READ:
         return ERROR
     if op == DISCARD:
-        if not discard or request.flag & DISCARD_SECURE:
+        if not discard or (request.flag & DISCARD_SECURE and not secure):
             return EOPNOTSUPP
         return OKAY if request.sector + request.sectors <= capacity else ERROR
     if not request.grefs:

@@ -1,15 +1,28 @@
-"""The backend's data path: from the ring to the image and back, a batch at a time, with no task for a request."""
+"""The backend's data path: from a ring to the engine and back, a batch at a time, with no task for a request."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from xenbusd.api import BackLink, Raw
 from xenbusd_vbd.engine import Engine, Job
-from xenbusd_vbd.image import Image
+from xenbusd_vbd.limits import Limits
 from xenbusd_vbd.pages import Pages
-from xenbusd_vbd.protocol import OKAY, SECTOR, WRITE_BARRIER, Abi, Request, answered_op, check
+from xenbusd_vbd.protocol import (
+    ERROR,
+    INDIRECT,
+    OKAY,
+    SECTOR,
+    WRITE_BARRIER,
+    Abi,
+    Request,
+    answered_op,
+    check,
+    check_indirect,
+    expand,
+)
 
 CHUNK = 8
 """Requests done before their answers are published: the frontend goes on with these while we do the next ones. With
@@ -22,25 +35,42 @@ class BlockServer:
     Args:
         link: the connected ring.
         abi: its layout.
-        image: what is served.
+        engine: what is served, perhaps by several servers, one for each queue.
         pages: how the frontend's pages are reached.
+        limits: for all queues of the disk together.
+        indirect_segments: what was offered; 0 if nothing was.
+        failed: called once, with the first request that the engine could not carry out.
     """
 
-    def __init__(self, link: BackLink[Raw, Raw], abi: Abi, image: Image, pages: Pages) -> None:
+    def __init__(
+        self,
+        link: BackLink[Raw, Raw],
+        abi: Abi,
+        engine: Engine,
+        pages: Pages,
+        limits: Limits,
+        *,
+        indirect_segments: int = 0,
+        failed: Callable[[Request], None] = lambda _: None,
+    ) -> None:
         self._link = link
         self._ring = link.ring
         self._abi = abi
-        self._image = image
+        self._engine = engine
         self._pages = pages
-        self._engine = Engine(image, self._finish)
+        self._limits = limits
+        self._indirect_segments = indirect_segments
+        self._failed: Callable[[Request], None] | None = failed
         self._counters = link.counters
         self._jobs: deque[Job] = deque()
         """Taken and not answered, in the order of the ring."""
-        self._held: deque[Request] = deque()
-        """Taken and not begun: they wait behind a barrier, or for pages."""
+        self._held: list[Request] = []
+        """Taken and not begun: behind a barrier, for want of pages, to keep within the limits, or in a pause."""
         self._under_way = 0
         self._alone = False
-        self._idle = asyncio.Event()
+        self._paused = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._stirred = asyncio.Event()
 
     def drain(self) -> bool:
         """Take a run of requests, begin them, and publish what is answered. Return whether there may be more."""
@@ -52,8 +82,8 @@ class BlockServer:
         self._counters["requests"] += count
         for first in range(0, count, CHUNK):
             chunk = requests[first : first + CHUNK]
-            if self._held:
-                self._held.extend(chunk)
+            if self._held or self._paused:
+                self._held += chunk
             else:
                 self._begin(chunk)
                 self._link.publish()
@@ -61,25 +91,63 @@ class BlockServer:
 
     def _begin(self, requests: list[Request]) -> None:
         """Begin requests in order. Refuse those that may not be carried out; hold those that must wait."""
-        capacity, read_only, discard = self._image.sectors, not self._image.writable, self._image.can_discard
+        if any(request.op == INDIRECT for request in requests):
+            requests = self._expand(requests)
+        engine = self._engine
+        capacity, read_only = engine.sectors, not engine.writable
+        discard, secure = engine.can_discard, engine.can_discard_securely
         careful = self._alone or self._pages.full
+        limited = self._limits.active
         accepted: list[Request] = []
         for position, request in enumerate(requests):
-            status = check(request, capacity, read_only, discard)
-            alone = request.op == WRITE_BARRIER  # after everything before it, and before everything after it (T37)
-            if status != OKAY or alone or careful:
+            status = check(request, capacity, read_only, discard, secure)
+            if status != OKAY:
                 self._submit(accepted)
                 accepted = []
-                if status != OKAY:
-                    self._refuse(request, status)
-                    continue
+                self._refuse(request, status)
+                continue
+            alone = request.op == WRITE_BARRIER  # after everything before it, and before everything after it (T37)
+            if alone or careful:
+                self._submit(accepted)
+                accepted = []
                 if self._under_way:
-                    self._held.extend(requests[position:])
+                    self._held += requests[position:]
                     break
                 careful = self._alone = alone
+            if limited and self._is_too_early(request):
+                self._held += requests[position:]
+                break
             accepted.append(request)
         self._submit(accepted)
         self._answer()
+
+    def _expand(self, requests: list[Request]) -> list[Request]:
+        """Put in the place of indirect requests what they stand for; of one that cannot be, what will be refused."""
+        sound = [
+            request
+            for request in requests
+            if request.op == INDIRECT and check_indirect(request, self._indirect_segments) == OKAY
+        ]
+        tables = dict(zip(map(id, sound), self._pages.fetch(sound), strict=True))
+        expanded = []
+        for request in requests:
+            table = tables.get(id(request))
+            if table is not None:
+                request = expand(request, table)
+            elif id(request) in tables:
+                request = Request(request.flag, request.id, request.sector, -1, (), (), ())
+            expanded.append(request)
+        return expanded
+
+    def _is_too_early(self, request: Request) -> bool:
+        """Whether a request must wait for its turn within the limits; if not, it has had it."""
+        loop = asyncio.get_running_loop()
+        delay_s = self._limits.delay_s(loop.time())
+        if delay_s:
+            self._timer = loop.call_later(delay_s, self._go_on)
+            return True
+        self._limits.charge(request.sectors * SECTOR if request.grefs else 0)
+        return False
 
     def _submit(self, requests: list[Request]) -> None:
         if not requests:
@@ -88,12 +156,15 @@ class BlockServer:
         self._jobs.extend(jobs)
         self._under_way += len(jobs)
         ready = [job for job in jobs if job.status == OKAY]  # the others' grants could not be had
-        done = self._engine.submit(ready)
+        done = self._engine.submit(ready, self._finish)
+        self._note_failure(done)
         if len(ready) != len(jobs):
             done = done + [job for job in jobs if job not in ready]
         self._complete(done)
 
     def _refuse(self, request: Request, status: int) -> None:
+        if request.op == INDIRECT:
+            status = check_indirect(request, self._indirect_segments)
         job = Job(request._replace(op=answered_op(request)), [])
         job.status, job.done = status, True
         self._jobs.append(job)
@@ -123,21 +194,67 @@ class BlockServer:
         self._counters["errors"] += errors
 
     def _finish(self, jobs: list[Job]) -> None:
-        """The engine's worker has done jobs: answer them, and go on with what was held."""
+        """The engine has done jobs: answer them, and go on with what was held."""
+        self._note_failure(jobs)
         self._complete(jobs)
         self._answer()
         if self._held and not self._under_way:
-            held = list(self._held)
-            self._held.clear()
+            self._go_on()
+        else:
+            self._link.publish()
+        if not self._under_way:
+            self._stirred.set()
+
+    def _note_failure(self, jobs: list[Job]) -> None:
+        """Tell of the first request that the engine could not carry out."""
+        for job in jobs:
+            if job.status == ERROR and self._failed is not None:
+                self._failed(job.request)
+                self._failed = None
+
+    def _go_on(self) -> None:
+        """Begin what was held, as far as that may begin now."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._paused:
+            held, self._held = self._held, []
             self._begin(held)
         self._link.publish()
-        if not self._under_way:
-            self._idle.set()
+        self._stirred.set()
+
+    # -- what the backend calls ------------------------------------------------------------------------------------
+
+    async def pause(self) -> None:
+        """Begin nothing more, and return once nothing is under way. The engine may be closed then."""
+        self._paused = True
+        while self._under_way:
+            self._stirred.clear()
+            await self._stirred.wait()
+
+    def resume(self, engine: Engine) -> None:
+        """Go on, with this engine."""
+        self._engine = engine
+        self._paused = False
+        self._go_on()
+
+    def limits_changed(self) -> None:
+        """What waits for its turn may have it sooner now."""
+        if self._timer is not None:
+            self._go_on()
 
     async def finish(self) -> None:
-        """Wait until everything taken from the ring is answered, then give the pages back."""
+        """Answer everything taken from the ring, then give the pages back. What a pause holds gets ERROR."""
+        self._limits = Limits()
+        if self._paused:
+            held, self._held = self._held, []
+            for request in held:
+                self._refuse(request, ERROR)
+            self._answer()
+            self._link.publish()
+        else:
+            self._go_on()
         while self._under_way or self._held:
-            self._idle.clear()
-            await self._idle.wait()
-        await self._engine.close()
+            self._stirred.clear()
+            await self._stirred.wait()
         self._pages.close()

@@ -13,12 +13,13 @@ from xenbusd.api import Devid, Directories, UsageError
 _NAME = re.compile(r"(xvd|sd|hd)([a-z]{1,3})([0-9]{1,3})?", re.ASCII)
 
 PARAMETERS = {
-    "target": "absolute path of a raw file or block device; required",
+    "target": "absolute path of a raw file or block device, or <format>:<path>; required",
     "mode": "w, r, or w! to share it unchecked  [w]",
     "script": "hotplug script, a name or an absolute path; empty for none  [block-xenbusd]",
     "device-type": "disk or cdrom  [disk]",
     "removable": "0 or 1  [0]",
     "discard-enable": "0 or 1  [1]",
+    "direct-io-safe": "0 or 1: whether written pages may be given to a network file system directly  [0]",
 }
 
 
@@ -68,8 +69,8 @@ def directories(devid: Devid, parameters: Mapping[str, str]) -> Directories:
     if unknown:
         raise UsageError(f"vbd: unknown parameter {unknown[0]!r}; there are {', '.join(PARAMETERS)}")
     target = parameters.get("target", "")
-    if not target.removeprefix("raw:").startswith("/"):
-        raise UsageError("vbd: say what to serve by its absolute path: target=/path/to/disk.img")
+    if not re.fullmatch(r"/.*|[a-z][a-z0-9]*:.+", target, re.DOTALL) or re.match(r"(raw|aio):(?!/)", target):
+        raise UsageError("vbd: say what to serve by its absolute path: target=/path/to/disk.img, or qcow2:/path")
     mode = _one_of(parameters, "mode", "w", "r", "w!")
     device_type = _one_of(parameters, "device-type", "disk", "cdrom")
     backend = {
@@ -83,6 +84,8 @@ def directories(devid: Devid, parameters: Mapping[str, str]) -> Directories:
         "discard-enable": _one_of(parameters, "discard-enable", "1", "0"),
         "specification": "xen",
     }
+    if _one_of(parameters, "direct-io-safe", "0", "1") == "1":
+        backend["direct-io-safe"] = "1"
     if script := parameters.get("script", "block-xenbusd"):
         backend["script"] = script
     return Directories(backend, {"virtual-device": str(devid), "device-type": device_type, "trusted": "1"})
@@ -93,3 +96,26 @@ def _one_of(parameters: Mapping[str, str], name: str, *values: str) -> str:
     if value not in values:
         raise UsageError(f"vbd: {name}={value!r}: it is one of {', '.join(values)}")
     return value
+
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def live_keys(parameters: Mapping[str, str]) -> dict[str, str]:
+    """The keys that change a disk in use: iops=, bandwidth= with an optional K, M or G, pause=.
+
+    Raises:
+        UsageError: a parameter is unknown or wrong.
+    """
+    keys = {}
+    for name, value in parameters.items():
+        if name == "pause":
+            keys[name] = _one_of(parameters, name, "0", "1")
+        elif name in ("iops", "bandwidth"):
+            found = re.fullmatch(r"([0-9]{1,15})([KMG]?)", value, re.ASCII)
+            if found is None or (name == "iops" and found[2]):
+                raise UsageError(f"vbd: {name}={value!r}: write a number a second, as in iops=2000 or bandwidth=50M")
+            keys[name] = str(int(found[1]) * _UNITS[found[2]])
+        else:
+            raise UsageError(f"vbd: {name!r} cannot be changed in use; iops, bandwidth and pause can")
+    return keys

@@ -57,12 +57,15 @@ class Layout:
         struct.pack_into("<Q", slot, self.segments, sectors)
         return bytes(slot)
 
-    def indirect(self, id: int, inner: int) -> bytes:
-        """An indirect request."""
+    def indirect(self, inner: int, id: int, sector: int, count: int, grefs: Sequence[int]) -> bytes:
+        """An indirect request: `count` segments, described in the pages `grefs`."""
         slot = bytearray(self.slot)
         slot[0], slot[1] = INDIRECT, inner
-        struct.pack_into("<H", slot, 2, 1)
+        struct.pack_into("<H", slot, 2, count)
         struct.pack_into("<Q", slot, self.id, id)
+        struct.pack_into("<Q", slot, self.sector, sector)
+        for number, gref in enumerate(grefs):
+            struct.pack_into("<I", slot, self.segments + 4 + 4 * number, gref)
         return bytes(slot)
 
     def answer(self, slot: bytes) -> Answer:
@@ -125,6 +128,12 @@ class HandDisk:
         """Segments for so many sectors, filling pages from the start."""
         count = -(-sectors // 8)
         return [(self.grefs[first_page + n], 0, min(7, sectors - 8 * n - 1)) for n in range(count)]
+
+    def describe(self, segments: Sequence[tuple[int, int, int]], page: int) -> int:
+        """Write the descriptors of segments into a data page; return its reference."""
+        for number, (gref, first, last) in enumerate(segments):
+            struct.pack_into("<IBB", self.data, page * PAGE + 8 * number, gref, first, last)
+        return self.grefs[page]
 
     async def read(self, sector: int, sectors: int) -> bytes:
         """Read by one request."""

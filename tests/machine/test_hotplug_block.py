@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import shutil
 import tempfile
@@ -125,6 +126,17 @@ async def test_a_link_is_followed(tools: Tools, image: Path, tmp_path: Path) -> 
     assert (await tools.nodes())["physical-device-path"] == str(link)
 
 
+@pytest.mark.parametrize("params", ["qcow2:{image}", "nbd://storage/export", "nbd:unix:/run/export.sock"])
+async def test_what_is_not_raw_gets_no_device_path(tools: Tools, image: Path, params: str) -> None:
+    """QEMU opens what physical-device-path names as a raw disk, for HVM guests: an image of another format is none, and
+    one on the network is no file."""
+    await tools.write(params=params.format(image=image), mode="w")
+    await tools.add()
+    nodes = await tools.nodes()
+    assert nodes["hotplug-status"] == "connected"
+    assert "physical-device-path" not in nodes
+
+
 async def test_any_file_name_arrives_whole(tools: Tools, tmp_path: Path) -> None:
     """A name with letters beyond ASCII, a backslash and an escape in it goes into the store byte for byte."""
     image = tmp_path / "Festplatte für \\n %s \\x41.img"
@@ -142,10 +154,11 @@ async def test_any_file_name_arrives_whole(tools: Tools, tmp_path: Path) -> None
         ("gone.img", "w", "/dev/gone.img does not exist"),
         ("{tmp}", "w", "{tmp} is neither a file nor a block device"),
         ("null", "w", "/dev/null is neither a file nor a block device"),
+        ("qcow2:{tmp}/gone.qcow2", "w", "{tmp}/gone.qcow2 does not exist"),
         (
-            "qcow2:{image}",
+            "qcow2:image.qcow2",
             "w",
-            "images of the format qcow2 are not supported; supported are raw ones: target=/path/to/image",
+            "after qcow2: there must be an absolute path, as in target=qcow2:/srv/disk.qcow2",
         ),
         ("", "w", "no image is named; give one: target=/path/to/image"),
         ("raw:", "w", "no image is named; give one: target=/path/to/image"),
@@ -158,6 +171,29 @@ async def test_add_refuses(tools: Tools, image: Path, tmp_path: Path, params: st
     """A disk that cannot be served: exit status 1 and a sentence for the administrator, in the store and on stderr."""
     await tools.write(params=params.format(tmp=tmp_path, image=image), mode=mode)
     assert (await tools.refusal()).startswith(sentence.format(tmp=tmp_path, image=image))
+
+
+@pytest.mark.parametrize(
+    ("held", "mode", "free"),
+    [
+        (fcntl.LOCK_EX, "w", False),
+        (fcntl.LOCK_EX, "r", False),
+        (fcntl.LOCK_SH, "w", False),
+        (fcntl.LOCK_SH, "r", True),
+        (fcntl.LOCK_EX, "w!", True),
+    ],
+)
+async def test_an_image_in_use_is_refused(tools: Tools, image: Path, held: int, mode: str, free: bool) -> None:
+    """What another process holds locked is refused, but not to a reader among readers, nor to who asked to share."""
+    await tools.write(params=str(image), mode=mode)
+    holder = os.open(image, os.O_RDONLY)
+    fcntl.flock(holder, held)
+    if free:
+        await tools.add()
+    else:
+        assert await tools.refusal() == f"{image} is in use by another device or program"
+    os.close(holder)
+    await tools.add()  # nobody has it now, not even the script that looked
 
 
 async def test_a_shell_cannot_be_fooled(tools: Tools, tmp_path: Path) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, suppress
+from functools import partial
 
 from xenbusd.bus.device import Device, Surroundings
-from xenbusd.bus.handover import Handover, identity
-from xenbusd.bus.link import BackLink
+from xenbusd.bus.handover import Handover, forget, identity, journal_path
+from xenbusd.bus.link import BackLink, describe
 from xenbusd.bus.nodes import Value, keys
 from xenbusd.bus.paths import DeviceId
 from xenbusd.bus.state import ACTIVE, OFFERED, Seen, Side, State, backend_over, parse_state
 from xenbusd.errors import DeviceOver, HotplugError, NodeNotFound, OtherendTimeout, StoreError
-from xenbusd.ids import DOM0
+from xenbusd.ids import DOM0, Gref, Port
 from xenbusd.ring.journal import Journal
 from xenbusd.ring.layout import Req, RingFormat, Rsp
 from xenbusd.ring.shared import BackRing
@@ -42,7 +43,8 @@ class BackendDevice(Device):
 
     def __init__(self, around: Surroundings, id: DeviceId, otherend_path: str | None = None) -> None:
         super().__init__(around, id, otherend_path)
-        self._handover = Handover(f"{around.run_dir}/{id.log_name}.ring")
+        self._journal_path = f"{around.run_dir}/{id.log_name}.ring"
+        """Of the first ring; see `journal_path` for the others'."""
 
     async def look(self) -> Seen:
         """Read our `state`, `online` and `hotplug-status`, and the frontend's `state`."""
@@ -121,47 +123,85 @@ class BackendDevice(Device):
             DeviceOver: the toolstack closes the device.
         Blocks: mapping goes through a thread, for it can sleep in the kernel (T66).
         """
-        host, otherend = self.around.host, self.otherend
-        grefs, otherend_port = await otherend.read_offer(format.max_order)
-        mapping = await asyncio.to_thread(host.grants.map, otherend.domid, grefs)
+        async with self.connect_queues(format, max_queues=1, in_order=in_order, **published) as links:
+            yield links[0]
+
+    @asynccontextmanager
+    async def connect_queues(
+        self, format: RingFormat[Req, Rsp], *, max_queues: int, in_order: bool = False, **published: Value
+    ) -> AsyncIterator[list[BackLink[Req, Rsp]]]:
+        """As `connect`, with as many rings as the frontend has offered (T28): `start` each link.
+
+        Args:
+            format: what each ring carries.
+            max_queues: how many were offered, as `multi-queue-max-queues`.
+            in_order: as for `connect`, for each ring by itself.
+            published: keys of our directory; written once, when all rings are mapped.
+
+        Raises:
+            NodeValueError, GrantError, EventChannelError, DeviceOver: as `connect`.
+        Blocks: mapping goes through a thread, for it can sleep in the kernel (T66).
+        """
+        offers = await self.otherend.read_offers(format.max_order, max_queues)
+        links: list[BackLink[Req, Rsp]] = []
+        handovers: list[Handover] = []
+        with ExitStack() as stack:
+            for number, (grefs, otherend_port) in enumerate(offers):
+                handover = Handover(journal_path(self._journal_path, number))
+                stack.callback(handover.close)
+                link = await self._open_queue(format, grefs, otherend_port, handover, in_order)
+                stack.callback(link.close)
+                handovers.append(handover)
+                links.append(link)
+            self.details = partial(describe, links)
+            if self.adopted:
+                for link in links:
+                    link.ring.publish()  # what the process before us had no time to show
+                    link.notify()  # the frontend may have slept through it all
+                self.log.info("device.adopted", frontend=self.otherend.domid)
+            else:
+                await self.switch(State.CONNECTED, keys(published))
+                await self.clear_error()
+                self.log.info("device.connected", frontend=self.otherend.domid)
+            yield links
+            if self.stopping:
+                for link, handover in zip(links, handovers, strict=True):
+                    if not link.ring.unanswered:
+                        handover.leave()
+
+    async def _open_queue(
+        self,
+        format: RingFormat[Req, Rsp],
+        grefs: Sequence[Gref],
+        otherend_port: Port,
+        handover: Handover,
+        in_order: bool,
+    ) -> BackLink[Req, Rsp]:
+        """Map one ring, bind its port, and begin its journal, or go on with it; nothing is shown to anybody yet."""
+        host, domid = self.around.host, self.otherend.domid
+        mapping = await asyncio.to_thread(host.grants.map, domid, grefs)
         try:
-            port = host.events.bind_interdomain(otherend.domid, otherend_port)
+            port = host.events.bind_interdomain(domid, otherend_port)
         except BaseException:
             mapping.unmap()
             raise
         try:
             ring_id, pages = identity(grefs, otherend_port), len(grefs)
             if self.adopted:
-                journal = self._go_on(ring_id, pages, format.slot_bytes)
+                journal = self._go_on(handover, ring_id, pages, format.slot_bytes)
             else:
-                journal = self._handover.begin(ring_id, pages, format.slot_bytes, in_order=in_order)
+                journal = handover.begin(ring_id, pages, format.slot_bytes, in_order=in_order)
             ring = BackRing(mapping.view, format.slot_bytes, attach=self.adopted, journal=journal)
         except BaseException:
-            self._handover.close()
             host.events.unbind(port)
             mapping.unmap()
             raise
-        link = BackLink(self, ring, port, format, mapping.unmap)
-        try:
-            if self.adopted:
-                ring.publish()  # what the process before us had no time to show
-                link.notify()  # the frontend may have slept through it all
-                self.log.info("device.adopted", frontend=otherend.domid)
-            else:
-                await self.switch(State.CONNECTED, keys(published))
-                await self.clear_error()
-                self.log.info("device.connected", frontend=otherend.domid)
-            yield link
-            if self.stopping and not ring.unanswered:
-                self._handover.leave()
-        finally:
-            link.close()
-            self._handover.close()
+        return BackLink(self, ring, port, format, mapping.unmap)
 
-    def _go_on(self, ring_id: int, pages: int, slot_bytes: int) -> Journal:
+    def _go_on(self, handover: Handover, ring_id: int, pages: int, slot_bytes: int) -> Journal:
         """Take the journal of the process before us, or say in the log why the device must close instead."""
         try:
-            return self._handover.go_on(ring_id, pages, slot_bytes)
+            return handover.go_on(ring_id, pages, slot_bytes)
         except DeviceOver as over:
             self.log.warning("device.unclean", reason=str(over))
             raise
@@ -194,7 +234,7 @@ class BackendDevice(Device):
     async def close(self) -> None:
         """Go to Closed, through Closing where a frontend is there to see it. Nothing of its is mapped now."""
         self.adopted = False
-        self._handover.forget()
+        forget(self._journal_path)
         seen = await self.look()
         if self.is_not_ours(seen):
             return

@@ -6,12 +6,12 @@ import asyncio
 import errno
 import os
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from xenbusd.bus.nodes import Value, encode
+from xenbusd.bus.nodes import Value, encode, keys
 from xenbusd.bus.otherend import Directory, Otherend
 from xenbusd.bus.paths import DeviceId
 from xenbusd.bus.ports import Ports
@@ -94,7 +94,7 @@ class Device(ABC):
         self.counters: dict[str, int] = {"requests": 0, "bytes": 0, "errors": 0, "notifications": 0}
         """For `show` and the closing log line; a driver counts here."""
         self.details: Callable[[], dict[str, object]] | None = None
-        """More for `show` while connected: ring indices, grants; set by a link."""
+        """More for `show` while connected: the indices of the rings."""
         self.state = State.UNKNOWN
         """The state that we wrote last, or found when we appeared."""
         self.adopted = False
@@ -108,12 +108,11 @@ class Device(ABC):
         self.seen = Seen(State.UNKNOWN, State.UNKNOWN, False, None)
         self.failure: Exception | None = None
         """Set by a data path that cannot go on; the next look raises it."""
-        self.on_poke: Callable[[], None] | None = None
-        """Called at each poke, for a link that waits on its ring as well."""
+        self.on_poke: set[Callable[[], None]] = set()
+        """Called at each poke: by whoever waits for one, and by links that wait on their ring as well."""
         self.otherend_dead = False
         """Its domain has been destroyed, whatever its directory still says."""
         self.run_paths: set[str] = set()
-        self._dirty = asyncio.Event()
         self._watch: Watch | None = None
 
     def run_path(self, suffix: str) -> str:
@@ -145,9 +144,8 @@ class Device(ABC):
 
     def poke(self) -> None:
         """Something about this device may have changed: look again. Safe to call any number of times."""
-        self._dirty.set()
-        if self.on_poke is not None:
-            self.on_poke()
+        for wake in tuple(self.on_poke):
+            wake()
 
     def fail(self, error: Exception) -> None:
         """End the connection because of an error on its data path."""
@@ -155,14 +153,18 @@ class Device(ABC):
             self.failure = error
         self.poke()
 
-    @property
-    def dirty(self) -> bool:
-        """Whether something was poked since the last look."""
-        return self._dirty.is_set()
+    @contextmanager
+    def _pokes(self) -> Iterator[asyncio.Event]:
+        """A dirty flag for one that waits: each has its own, so that none takes another's hints away."""
+        dirty = asyncio.Event()
+        self.on_poke.add(dirty.set)
+        try:
+            yield dirty
+        finally:
+            self.on_poke.discard(dirty.set)
 
     def begin_look(self) -> None:
-        """Forget the hints so far: what they hint at is about to be read."""
-        self._dirty.clear()
+        """Forget the watch's hints so far: what they hint at is about to be read. Their pokes come all the same."""
         if self._watch is not None:
             self._watch.take()
 
@@ -226,13 +228,15 @@ class Device(ABC):
         """
         self.waiting_for = waiting_for
         try:
-            async with asyncio.timeout(deadline_s):
-                while True:
-                    self.begin_look()
-                    answer = step(await self.look())
-                    if answer is not None:
-                        return answer
-                    await self._dirty.wait()
+            with self._pokes() as dirty:
+                async with asyncio.timeout(deadline_s):
+                    while True:
+                        dirty.clear()
+                        self.begin_look()
+                        answer = step(await self.look())
+                        if answer is not None:
+                            return answer
+                        await dirty.wait()
         except TimeoutError:
             raise OtherendTimeout(f"waited {deadline_s:g} s for {waiting_for}") from None
         finally:
@@ -280,14 +284,28 @@ class Device(ABC):
         if self._stirred(seen):
             await self.switch(State.CLOSING)
 
+    async def changes(self) -> AsyncIterator[None]:
+        """Yield once at once, and again after each hint that something about this device may have changed: a key of our
+        own directory, or the other end's `state`, if only written again (T34). For a driver's own task, which re-reads
+        what it cares for; it ends when that task is cancelled.
+        """
+        with self._pokes() as dirty:
+            while True:
+                dirty.clear()
+                self.begin_look()
+                yield
+                await dirty.wait()
+
     def is_not_ours(self, seen: Seen) -> bool:
         """Whether the directory has gone, or a new one stands in its place."""
         return seen.own is State.UNKNOWN or (seen.own is State.INITIALISING and self.state is not State.INITIALISING)
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
-    async def switch(self, state: State, keys: Mapping[str, Value] | None = None) -> None:
-        """Write our `state`, after `keys`, in one transaction that reads it first (T7).
+    async def switch(
+        self, state: State, keys: Mapping[str, Value] | None = None, *, remove: Collection[str] = ()
+    ) -> None:
+        """Write our `state`, after writing `keys` and removing others, in one transaction that reads it first (T7).
 
         A removed directory stays removed. A value that stands there already is not written again (T8). A Closing or
         Closed that the toolstack wrote is never overwritten by a step towards Connected.
@@ -312,6 +330,7 @@ class Device(ABC):
             writes: list[Awaitable[None]] = [
                 tx.write(f"{self.path}/{key}", encode(value)) for key, value in (keys or {}).items()
             ]
+            writes += [tx.rm(f"{self.path}/{key}") for key in remove]
             if standing is not state:
                 writes.append(tx.write(state_path, encode(int(state))))
             await asyncio.gather(*writes)
@@ -322,6 +341,31 @@ class Device(ABC):
         if standing is not state:
             self.timeline.record(self.side.value, state.title)
             self.log.debug("state.switched", side=self.side.value, old=standing.title, new=state.title)
+
+    async def republish(self, values: Mapping[str, Value]) -> None:
+        """Write keys of our directory while Connected, and `state` once more with the value that it has: the other end
+        sees that, and reads them again (T34). All in one transaction; no step of state.
+
+        Args:
+            values: by key; feature_upper and feature-upper are one.
+
+        Raises:
+            DeviceOver: the device is no longer Connected, or no longer ours.
+        """
+        state_path, written = self.path + "/state", keys(values)
+
+        async def body(tx: Transaction) -> None:
+            try:
+                standing = parse_state(await tx.read(state_path))
+            except NodeNotFound:
+                raise DeviceOver("removed") from None
+            if standing is not State.CONNECTED or self.state is not State.CONNECTED:
+                raise DeviceOver(f"{standing.title} is no state to publish keys in")
+            writes = [tx.write(f"{self.path}/{key}", value) for key, value in written.items()]
+            await asyncio.gather(*writes, tx.write(state_path, encode(int(standing))))
+
+        await self.store.transaction(body)
+        self.timeline.record(self.side.value, f"write {', '.join(written)}")
 
     async def report(self, error: Exception) -> bool:
         """Leave an error where tools look for it: `error/<nodename>/error` = "<errno> <text>" (T58).

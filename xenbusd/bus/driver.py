@@ -53,6 +53,12 @@ class Backend(Driver[BackendDevice]):
     """The end that owns the resource: advertise, connect, serve."""
 
     side = Side.BACKEND
+    claimed_by_script: ClassVar[str | None] = None
+    """For a class that Linux has a backend for as well: the hotplug script, by its bare name, whose devices are ours
+    in arbiter mode. None: every device of the class is ours."""
+
+    live: ClassVar[Mapping[str, str]] = {}
+    """Keys of the backend's directory that may be changed while it is Connected, and what they mean."""
 
     @classmethod
     def parse_devid(cls, text: str) -> Devid:
@@ -75,6 +81,17 @@ class Backend(Driver[BackendDevice]):
         """
         del devid
         return Directories(dict(parameters), {})
+
+    @classmethod
+    def live_keys(cls, parameters: Mapping[str, str]) -> dict[str, str]:
+        """Turn the NAME=VALUE parameters of `xenbusctl set` into keys of the backend's directory, all of them in `live`.
+
+        Raises:
+            UsageError: a parameter is unknown or wrong.
+        """
+        if unknown := sorted(set(parameters) - set(cls.live)):
+            raise UsageError(f"{cls.device_class}: {unknown[0]!r} cannot be changed in use")
+        return dict(parameters)
 
 
 class Frontend(Driver[FrontendDevice]):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
+from functools import partial
 
 from xenbusd.bus.device import Device
-from xenbusd.bus.link import FrontLink
+from xenbusd.bus.link import FrontLink, describe
 from xenbusd.bus.nodes import Value, keys
 from xenbusd.bus.state import Seen, Side, State, frontend_over, parse_state
 from xenbusd.errors import DeviceOver, OtherendTimeout
@@ -18,6 +19,9 @@ CLOSE_S = 5.0
 
 BACK_OFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Pauses before trying again with a backend that keeps closing on us."""
+
+_RING_KEYS = ("multi-queue-num-queues", "ring-page-order")
+"""Keys of an offer whose absence means something: one left by an earlier offer would belie this one."""
 
 _BACKEND_BEGINS = (State.INITIALISING, State.INIT_WAIT)
 _BACKEND_PRESENT = (State.INIT_WAIT, State.INITIALISED, State.CONNECTED)
@@ -83,9 +87,51 @@ class FrontendDevice(Device):
             GrantError, EventChannelError: no pages or ports to be had.
             DeviceOver: the backend closes instead.
         """
-        host, domid = self.around.host, self.otherend.domid
+        async with self.offer_queues(format, queues=1, order=order, **requested) as links:
+            yield links[0]
+
+    @asynccontextmanager
+    async def offer_queues(
+        self, format: RingFormat[Req, Rsp], *, queues: int, order: int | None = None, **requested: Value
+    ) -> AsyncIterator[list[FrontLink[Req, Rsp]]]:
+        """As `offer`, with several rings, each with an event channel of its own (T28): `start` each link.
+
+        Args:
+            format: what each ring carries.
+            queues: how many; no more than the backend's `multi-queue-max-queues`.
+            order: of each ring.
+            requested: more keys of our directory, in the same transaction.
+
+        Raises:
+            GrantError, EventChannelError: no pages or ports to be had for all of them.
+            DeviceOver: the backend closes instead.
+        """
+        domid = self.otherend.domid
         if self.seen.otherend not in _BACKEND_BEGINS:  # what it shows is left from the last time
             await self.until(self._begins, f"the backend in domain {domid} to begin again")
+        offered: dict[str, Value] = {**keys(requested)}
+        if queues > 1:
+            offered["multi-queue-num-queues"] = queues
+        if order is not None:
+            offered["ring-page-order"] = order
+        links: list[FrontLink[Req, Rsp]] = []
+        with ExitStack() as stack:
+            for number in range(queues):
+                link, found = self._open_queue(format, order)
+                stack.callback(link.close)
+                links.append(link)
+                offered.update({f"queue-{number}/{key}" if queues > 1 else key: found[key] for key in found})
+            self.details = partial(describe, links)
+            self.timeline.record("frontend", "write ring/channel details")
+            await self.switch(State.INITIALISED, offered, remove=[key for key in _RING_KEYS if key not in offered])
+            await self.until(self._accepted, f"the backend in domain {domid} to connect")
+            yield links
+
+    def _open_queue(
+        self, format: RingFormat[Req, Rsp], order: int | None
+    ) -> tuple[FrontLink[Req, Rsp], dict[str, Value]]:
+        """Make one ring and its port, and the keys that tell of them."""
+        host, domid = self.around.host, self.otherend.domid
         share = host.grants.share(domid, 1 << (order or 0))
         try:
             port = host.events.alloc_unbound(domid)
@@ -93,20 +139,10 @@ class FrontendDevice(Device):
             share.unshare()
             raise
         ring = FrontRing(share.view, format.slot_bytes)
-        link = FrontLink(self, ring, port, format, share.unshare)
-        try:
-            offered: dict[str, Value] = {"event-channel": port, **keys(requested)}
-            if order is None:
-                offered["ring-ref"] = share.grefs[0]
-            else:
-                offered["ring-page-order"] = order
-                offered.update({f"ring-ref{page}": gref for page, gref in enumerate(share.grefs)})
-            self.timeline.record("frontend", "write ring/channel details")
-            await self.switch(State.INITIALISED, offered)
-            await self.until(self._accepted, f"the backend in domain {domid} to connect")
-            yield link
-        finally:
-            link.close()
+        found: dict[str, Value] = {"event-channel": port}
+        names = ["ring-ref"] if order is None else [f"ring-ref{page}" for page in range(1 << order)]
+        found.update(zip(names, share.grefs, strict=True))
+        return FrontLink(self, ring, port, format, share.unshare), found
 
     def _begins(self, seen: Seen) -> bool | None:
         self.check(seen)

@@ -19,13 +19,31 @@ from xenbusd.ring.journal import Flags, Journal, size_bytes
 from xenbusd.ring.layout import slots
 
 
+def journal_path(path: str, number: int) -> str:
+    """Where the journal of a device's ring `number` is, given the first one's path."""
+    return f"{path}{number}" if number else path
+
+
+def forget(path: str) -> None:
+    """Remove the journals of all rings of a device: its connection is over in order. Idempotent.
+
+    The last goes first, as the first was made first: whenever we are killed, those that stay have no gap.
+    """
+    count = 0
+    while os.path.lexists(journal_path(path, count)):
+        count += 1
+    for number in reversed(range(count)):
+        with suppress(FileNotFoundError):
+            os.unlink(journal_path(path, number))
+
+
 def identity(grefs: Sequence[int], otherend_port: int) -> int:
     """A number for a ring: the same for the same grants and port."""
     return zlib.crc32(repr((list(grefs), otherend_port)).encode())
 
 
 class Handover:
-    """The journal of one device's ring, and its file.
+    """The journal of one ring of a device, and its file.
 
     Args:
         path: the file, on a file system that lives as long as the host: /run.
@@ -94,9 +112,3 @@ class Handover:
         if self._memory is not None:
             self._memory.close()
             self._memory = None
-
-    def forget(self) -> None:
-        """The connection is over in order: remove the file. Idempotent."""
-        self.close()
-        with suppress(FileNotFoundError):
-            os.unlink(self._path)

@@ -4,6 +4,8 @@ A fast driver hands `serve` a plain function that drains the ring in a batch. A 
 a backend with `async for request in ring` and `reply`, a frontend with `await ring.call(request)`. Neither way costs
 a task for each request, and the fast one costs no future either.
 
+A device may have several queues, each a link of its own: `start` each, then wait with `dev.until_over()` once.
+
 The store is out of reach here but for `dev`'s own looks: the data path never writes to it.
 """
 
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
@@ -56,7 +58,6 @@ class Link(Generic[AnyRing]):
         self._drain: Callable[[], bool | None] | None = None
         self._open = True
         self._for_nothing = 0
-        dev.details = self.describe
 
     def notify(self) -> None:
         """Wake the other end."""
@@ -68,19 +69,28 @@ class Link(Generic[AnyRing]):
         if self.ring.publish():
             self.notify()
 
-    async def serve(self, drain: Callable[[], bool | None]) -> str:
-        """Call `drain` now and after each notification, for as long as the connection lasts.
+    def start(self, drain: Callable[[], bool | None]) -> None:
+        """Call `drain` now and after each notification, until the link is closed. Does not wait.
 
         Args:
             drain: takes what is in the ring and publishes its answers; returns True if it stopped before the ring
-                was empty. Not a coroutine. An error that it raises ends the connection and is raised here.
-
-        Returns:
-            Why it is over. The ring and the port still work, so that work under way can be finished.
+                was empty. Not a coroutine. An error that it raises ends the connection and is raised by
+                `dev.until_over`.
         """
         self._drain = drain
         self.dev.around.ports.attach(self.port, self._ready)
         self._ready()  # a request may have come before the port was bound (T60)
+
+    async def serve(self, drain: Callable[[], bool | None]) -> str:
+        """Start, and wait for as long as the connection lasts: for a device of one queue.
+
+        Args:
+            drain: as for `start`; an error that it raises is raised here.
+
+        Returns:
+            Why it is over. The ring and the port still work, so that work under way can be finished.
+        """
+        self.start(drain)
         return await self.dev.until_over()
 
     def _ready(self) -> None:
@@ -129,7 +139,7 @@ class Link(Generic[AnyRing]):
             return
         self._open = False
         self._drain = None
-        self.dev.details = self.dev.on_poke = None
+        self.dev.details = None
         self.dev.around.ports.detach(self.port)
         self._events.unbind(self.port)
         self.ring.release()
@@ -146,6 +156,7 @@ class BackLink(Link[BackRing], Generic[Req, Rsp]):
         self._request = format.request
         self._inbox: deque[Req] = deque()
         self._wake = asyncio.Event()
+        self._poked = False
 
     def reply(self, response: Rsp) -> None:
         """Answer a request; it is shown to the frontend when the next request is waited for."""
@@ -154,11 +165,11 @@ class BackLink(Link[BackRing], Generic[Req, Rsp]):
     async def __aiter__(self) -> AsyncIterator[Req]:
         """Yield the requests in order, and end when the connection is over."""
         self.dev.around.ports.attach(self.port, self._wake.set)
-        self.dev.on_poke = self._wake.set
-        self.dev.poke()
+        self.dev.on_poke.add(self._look_soon)
+        self._poked = True
         while True:
             self._wake.clear()
-            if self.dev.dirty and await self._is_over():
+            if self._poked and await self._is_over():
                 return
             if self._fill():
                 self._for_nothing = 0
@@ -169,6 +180,10 @@ class BackLink(Link[BackRing], Generic[Req, Rsp]):
             elif self.ring.rest():
                 self.unmask()
                 await self._wake.wait()
+
+    def _look_soon(self) -> None:
+        self._poked = True
+        self._wake.set()
 
     def _fill(self) -> bool:
         run, count = self.ring.take()
@@ -182,6 +197,7 @@ class BackLink(Link[BackRing], Generic[Req, Rsp]):
 
     async def _is_over(self) -> bool:
         dev = self.dev
+        self._poked = False
         dev.begin_look()
         seen = await dev.look()
         try:
@@ -190,6 +206,11 @@ class BackLink(Link[BackRing], Generic[Req, Rsp]):
             self.publish()
             return True
         return False
+
+    def close(self) -> None:
+        """Close the link."""
+        self.dev.on_poke.discard(self._look_soon)
+        super().close()
 
 
 class FrontLink(Link[FrontRing], Generic[Req, Rsp]):
@@ -230,9 +251,10 @@ class FrontLink(Link[FrontRing], Generic[Req, Rsp]):
 
     async def closed(self) -> str:
         """Answer `call`s for as long as the connection lasts; return why it is over."""
-        return await self.serve(self._answer)
+        return await self.serve(self.answer)
 
-    def _answer(self) -> bool:
+    def answer(self) -> bool:
+        """Give `call`s the answers that have come: the drain for a frontend with several links."""
         run, count = self.ring.take()
         for start in range(0, count * self._slot_bytes, self._slot_bytes):
             try:
@@ -266,3 +288,10 @@ class FrontLink(Link[FrontRing], Generic[Req, Rsp]):
         self._free = [0]  # whoever waits for room finds the link closed
         while self._room:
             self._wake_next()
+
+
+def describe(links: Sequence[Link[Any]]) -> dict[str, object]:
+    """Tell of all links of a device, for `show`."""
+    if len(links) == 1:
+        return links[0].describe()
+    return {f"queue-{number}": link.describe() for number, link in enumerate(links)}

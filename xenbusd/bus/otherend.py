@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, TypeVar
 
 from xenbusd.bus.nodes import NodeType, gref, port, unsigned
@@ -67,18 +68,25 @@ class Otherend(Directory):
         self.domid = domid
         self.state_path = path + "/state"
 
-    async def read_offer(self, max_order: int) -> tuple[list[Gref], Port]:
-        """Read a frontend's ring references and event channel (T28).
+    async def read_offers(self, max_order: int, max_queues: int) -> list[tuple[list[Gref], Port]]:
+        """Read a frontend's ring references and event channel, for each of its queues (T28).
 
+        `multi-queue-num-queues` absent or 1: the keys stand at the top. Otherwise those of queue N are in `queue-<N>/`,
+        but `ring-page-order`, which is all queues', stays at the top.
         `ring-page-order` absent: one page in `ring-ref`. Present, even as 0: `ring-ref0`, `ring-ref1`, ...
 
         Raises:
-            NodeValueError: a key is missing or bad, the order is above `max_order`, or it wants several queues.
+            NodeValueError: a key is missing or bad, or the order or the number of queues is above what was offered.
+        Source: Linux, drivers/block/xen-blkback/xenbus.c (connect_ring, read_per_ring_refs).
         """
         queues = await self.read("multi-queue-num-queues", QUEUES, default=1)
-        if queues != 1:
-            raise NodeValueError(f"{self.path}/multi-queue-num-queues is {queues}, but one queue was offered")
+        if not 1 <= queues <= max_queues:
+            raise NodeValueError(f"{self.path}/multi-queue-num-queues is {queues}; 1 to {max_queues} can be had")
         order = await self.read("ring-page-order", unsigned(max_order, "ring page order"), default=-1)
         names = ["ring-ref"] if order < 0 else [f"ring-ref{page}" for page in range(1 << order)]
-        grefs = [Gref(await self.read(name, gref)) for name in names]
-        return grefs, Port(await self.read("event-channel", port))
+        prefixes = [""] if queues == 1 else [f"queue-{number}/" for number in range(queues)]
+        return [await self._read_queue(prefix, names) for prefix in prefixes]
+
+    async def _read_queue(self, prefix: str, names: list[str]) -> tuple[list[Gref], Port]:
+        grefs = await asyncio.gather(*(self.read(prefix + name, gref) for name in names))
+        return [Gref(number) for number in grefs], Port(await self.read(prefix + "event-channel", port))

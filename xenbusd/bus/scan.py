@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from xenbusd.bus.backend import BackendDevice
@@ -26,10 +26,16 @@ class Scan:
     Args:
         around: what all devices share.
         driver: makes a driver for each device.
+        is_ours: asked of each device before it is begun with; None: all are ours.
     """
 
     def __init__(
-        self, around: Surroundings, driver: Callable[[], Driver[Any]], device_class: DeviceClass, side: Side
+        self,
+        around: Surroundings,
+        driver: Callable[[], Driver[Any]],
+        device_class: DeviceClass,
+        side: Side,
+        is_ours: Callable[[DeviceId], Awaitable[bool]] | None = None,
     ) -> None:
         self.around = around
         self.device_class = device_class
@@ -37,6 +43,7 @@ class Scan:
         self.root = (backend_root if side is Side.BACKEND else frontend_root)(around.domid, device_class)
         self.supervisor = Supervisor(self._ended)
         self._driver = driver
+        self._is_ours = is_ours
         self._depth = 2 if side is Side.BACKEND else 1
         self._known: dict[str, Device] = {}
         self._again: set[str] = set()
@@ -134,7 +141,8 @@ class Scan:
         if id is None or not otherend_path.startswith(f"/local/domain/{otherend_id}/"):  # T11
             self.around.log.warning("otherend.misplaced", path=path, otherend=otherend_path, otherend_id=otherend_id)
             return
-        self._start(path, id, otherend_path)
+        if self._is_ours is None or await self._is_ours(id):
+            self._start(path, id, otherend_path)
 
     def _identify(self, path: str, otherend_id: str) -> DeviceId | None:
         """Our own directory's path says which device it is; the other end's domid must agree with it."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from xenbusd.bus.handover import Handover, identity
+from xenbusd.bus.handover import Handover, forget, identity, journal_path
 from xenbusd.errors import DeviceOver
 
 RING = identity([8, 9], 3)
@@ -73,6 +73,21 @@ def test_a_connection_that_ends_in_order_leaves_no_file(tmp_path: Path) -> None:
     handover = Handover(path_of(tmp_path))
     handover.begin(RING, PAGES, SLOT, in_order=True)
     assert os.stat(path_of(tmp_path)).st_mode & 0o777 == 0o600
-    handover.forget()
-    handover.forget()
+    handover.close()
+    forget(path_of(tmp_path))
+    forget(path_of(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_each_ring_of_a_device_has_a_journal_of_its_own(tmp_path: Path) -> None:
+    """The first one's name is the one that a device of one ring has always had; all go together, others' stay."""
+    paths = [journal_path(path_of(tmp_path), number) for number in range(11)]
+    assert paths[0] == path_of(tmp_path)
+    assert len(set(paths)) == 11
+    for path in paths:
+        handover = Handover(path)
+        handover.begin(RING, PAGES, SLOT, in_order=True)
+        handover.close()
+    Handover(str(tmp_path / "vbd-3-5171.ring")).begin(RING, PAGES, SLOT, in_order=True)
+    forget(path_of(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["vbd-3-5171.ring"]

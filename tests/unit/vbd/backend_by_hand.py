@@ -33,10 +33,11 @@ class Ring(RingPair):
 
     def places(self, request: Request) -> list[slice]:
         """Where its segments are in `memory`."""
-        starts = [(gref - FIRST_GREF) * PAGE_SIZE for gref in request.grefs]
         return [
             slice(start + first * 512, start + (last + 1) * 512)
-            for start, first, last in zip(starts, request.firsts, request.lasts, strict=True)
+            for start, first, last in (
+                ((gref - FIRST_GREF) * PAGE_SIZE, first, last) for gref, first, last in request.segments()
+            )
         ]
 
     def data(self, request: Request) -> bytes:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 
 from xenbusd_vbd.image import Image
+from xenbusd_vbd.traits import Traits
 
 
 class FakeImage(Image):
@@ -21,7 +22,18 @@ class FakeImage(Image):
         self, *, in_memory: bool = False, cached: bool = False, sectors: int = 1 << 20, writable: bool = True
     ) -> None:
         self.path = "/fake.img"
-        self.in_memory = in_memory
+        self.direct_fd = -1
+        self.traits = Traits(
+            is_device=False,
+            logical_block_bytes=512,
+            physical_sector_bytes=512,
+            in_memory=in_memory,
+            on_network=False,
+            discard_granularity=4096,
+            discard_alignment=0,
+            discards=writable,
+            secure_erase=False,
+        )
         self.cached = cached
         self.writable = writable
         self.size_bytes = sectors * 512
@@ -57,8 +69,9 @@ class FakeImage(Image):
         """Note it."""
         self._note("flush")
 
-    def discard(self, offset: int, length: int) -> None:
+    def discard(self, offset: int, length: int, *, secure: bool = False) -> None:
         """Note it."""
+        assert not secure
         self._note("discard", offset, length)
 
     def close(self) -> None:

@@ -83,7 +83,8 @@ def test_a_request_with_all_segments(abi: Abi) -> None:
     """Eleven segments fill the slot to its last bytes."""
     bytes_ = slot(abi, "01 0b", HEAD[abi], ID_AND_SECTOR, *(f"{n:02x}000000 00 07 0000" for n in range(11)))
     request = abi.parse_request(bytes_, 0)
-    assert request == Request(WRITE, ID, SECTOR, 88, tuple(range(11)), (0,) * 11, (7,) * 11)
+    assert request == Request(WRITE, ID, SECTOR, 88, tuple(range(11)), (), ())
+    assert list(request.segments()) == [(gref, 0, 7) for gref in range(11)]
 
 
 @EACH_ABI
@@ -137,8 +138,8 @@ def test_any_bytes_parse(abi: Abi, data: st.DataObject) -> None:
     if check(request, capacity, read_only=False, discard=True) != OKAY:
         return
     assert op in (READ, WRITE, WRITE_BARRIER, FLUSH_DISKCACHE, DISCARD)
-    assert len(request.grefs) == len(request.firsts) == len(request.lasts) <= SEGMENTS_MAX
-    assert all(first <= last < SECTORS_PER_PAGE for first, last in zip(request.firsts, request.lasts, strict=True))
+    assert len(request.grefs) <= SEGMENTS_MAX
+    assert all(first <= last < SECTORS_PER_PAGE for _, first, last in request.segments())
     assert request.sectors >= 0
     if request.sectors:
         assert request.sector + request.sectors <= capacity

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.vbd.fake_image import FakeImage
 from tests.unit.vbd.ring_pair import Answer, FakeLink, RingPair
 from xenbusd.errors import RingError
 from xenbusd.ring.layout import REQ_PROD
 from xenbusd_vbd import server
-from xenbusd_vbd.engine import Job
+from xenbusd_vbd.engine import Engine, Finished, Job
+from xenbusd_vbd.limits import Limits
 from xenbusd_vbd.pages import Pages
 from xenbusd_vbd.protocol import (
     DISCARD,
@@ -34,19 +34,26 @@ from xenbusd_vbd.protocol import (
 SECTORS = 1 << 20
 
 
-class SlowEngine:
+class SlowEngine(Engine):
     """Keeps each job until the test says that it is done; jobs whose op is in `at_once` are done within `submit`."""
 
-    def __init__(self, image: FakeImage, finished: Callable[[list[Job]], None]) -> None:
-        del image
+    physical_sector_bytes = 512
+    discard_granularity = 4096
+    discard_alignment = 0
+    can_discard_securely = False
+
+    def __init__(self, *, writable: bool = True) -> None:
+        self.sectors = SECTORS
+        self.writable = self.can_discard = writable
         self.at_once: set[int] = set()
-        self.finished = finished
+        self.finished: Finished = lambda _: None
         self.begun: list[int] = []
         self.jobs: dict[int, Job] = {}
         self.closed = False
 
-    def submit(self, jobs: list[Job]) -> list[Job]:
+    def submit(self, jobs: list[Job], finished: Finished) -> list[Job]:
         """Begin jobs."""
+        self.finished = finished
         self.begun += [job.request.id for job in jobs]
         self.jobs |= {job.request.id: job for job in jobs if job.request.op not in self.at_once}
         return [job for job in jobs if job.request.op in self.at_once]
@@ -57,6 +64,9 @@ class SlowEngine:
         for job in jobs:
             job.status = status
         self.finished(jobs)
+
+    async def refresh(self) -> None:
+        """Nothing changes."""
 
     async def close(self) -> None:
         """End."""
@@ -70,6 +80,8 @@ class FakePages(Pages):
     def __init__(self) -> None:
         self.missing: set[int] = set()
         """Grant references that fail."""
+        self.tables: dict[tuple[int, ...], bytes] = {}
+        """Descriptors, by the pages that they are in."""
         self.is_full = False
         self.under_way: list[Job] = []
         self.finishing: Callable[[], None] = lambda: None
@@ -80,6 +92,10 @@ class FakePages(Pages):
     def full(self) -> bool:
         """What the test says."""
         return self.is_full
+
+    def fetch(self, requests: list[Request]) -> list[bytes | None]:
+        """What the test has put there."""
+        return [self.tables.get(request.grefs) for request in requests]
 
     def begin(self, requests: list[Request]) -> list[Job]:
         """Make jobs without buffers."""
@@ -105,16 +121,14 @@ class FakePages(Pages):
 class Bench:
     """A server on a ring, with an engine that waits for the test; requests have the ids 0, 1, 2 and so on."""
 
-    def __init__(self, **image: bool) -> None:
+    def __init__(self, **engine: bool) -> None:
         self.pair = RingPair()
         self.link = FakeLink(self.pair.back)
         link: Any = self.link
         self.pages = FakePages()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(server, "Engine", SlowEngine)
-            self.server = server.BlockServer(link, X86_64, FakeImage(sectors=SECTORS, **image), self.pages)
-        engine: Any = self.server._engine
-        self.engine: SlowEngine = engine
+        self.engine = SlowEngine(**engine)
+        self.limits = Limits()
+        self.server = server.BlockServer(link, X86_64, self.engine, self.pages, self.limits)
         self.asked: list[int] = []
 
     def slot(self, op: int) -> bytes:
@@ -423,11 +437,9 @@ async def test_finish_waits_for_everything() -> None:
     for id in range(3):
         await asyncio.sleep(0)
         assert not over.done()
-        assert not bench.engine.closed
         bench.engine.finish(id)
     await over
     assert bench.answered() == [0, 1, 2]
-    assert bench.engine.closed
     assert bench.pages.closed
 
 

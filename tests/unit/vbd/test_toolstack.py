@@ -119,6 +119,7 @@ def test_every_parameter_is_taken() -> None:
         "device-type": "cdrom",
         "removable": "1",
         "discard-enable": "0",
+        "direct-io-safe": "1",
     }
     assert set(given) == set(PARAMETERS)
     keys = directories(XVDA, given)
@@ -138,7 +139,8 @@ def test_no_script() -> None:
         ({}, "target=/path/to/disk.img"),
         ({"target": ""}, "target=/path/to/disk.img"),
         ({"target": "disk.img"}, "absolute path"),
-        ({"target": "qcow2:/srv/disk.img"}, "absolute path"),
+        ({"target": "raw:disk.img"}, "absolute path"),
+        ({"target": "/d", "direct-io-safe": "yes"}, "one of 0, 1"),
         ({"target": "/d", "mode": "rw"}, "mode='rw': it is one of w, r, w!"),
         ({"target": "/d", "device-type": "floppy"}, "one of disk, cdrom"),
         ({"target": "/d", "removable": "yes"}, "one of 0, 1"),

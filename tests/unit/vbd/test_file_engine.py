@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import pytest
 
 from tests.unit.vbd.fake_image import FakeImage
-from xenbusd_vbd.engine import Engine, Job
+from xenbusd_vbd.engine import Job
+from xenbusd_vbd.file_engine import FileEngine
 from xenbusd_vbd.protocol import (
     DISCARD,
     EOPNOTSUPP,
@@ -37,7 +38,7 @@ class Bench:
 
     def __init__(self, image: FakeImage) -> None:
         self.image = image
-        self.engine = Engine(image, self._finished)
+        self.engine = FileEngine(image)
         self.batches: list[list[Job]] = []
         self.told_in: set[int] = set()
         self._told = asyncio.Event()
@@ -46,6 +47,10 @@ class Bench:
         self.batches.append(jobs)
         self.told_in.add(threading.get_ident())
         self._told.set()
+
+    def submit(self, jobs: list[Job]) -> list[Job]:
+        """Begin jobs."""
+        return self.engine.submit(jobs, self._finished)
 
     async def until(self, batches: int) -> None:
         """Wait until that many batches have come back."""
@@ -56,7 +61,7 @@ class Bench:
 
     async def run(self, *jobs: Job) -> None:
         """Do jobs that go to the worker."""
-        assert self.engine.submit(list(jobs)) == []
+        assert self.submit(list(jobs)) == []
         await self.until(len(self.batches) + 1)
 
 
@@ -81,7 +86,7 @@ async def test_in_memory_everything_is_done_at_once(op: int, data: bytes, calls:
     """On an image in memory each operation is done within `submit`, in the caller's thread, and no worker is made."""
     bench = Bench(FakeImage(in_memory=True))
     one = job(op, 4, data)
-    assert bench.engine.submit([one]) == [one]
+    assert bench.submit([one]) == [one]
     assert (one.status, bench.image.calls) == (OKAY, calls)
     assert bench.image.threads == {threading.get_ident()}
     await bench.engine.close()
@@ -113,7 +118,7 @@ async def test_cached_reads_are_done_at_once() -> None:
     """A read that the page cache answers is back before `submit` returns; the batch's other jobs go to the worker."""
     bench = Bench(FakeImage(cached=True))
     write, read = job(WRITE, 0, DATA), job(READ, 8, bytes(512))
-    assert bench.engine.submit([write, read]) == [read]
+    assert bench.submit([write, read]) == [read]
     assert bytes(read.buffers[0]) == b"r" * 512
     await bench.until(1)
     assert bench.batches == [[write]]
@@ -141,15 +146,15 @@ async def test_any_other_error_of_nowait_is_left_to_the_worker() -> None:
     assert one.status == OKAY
     del bench.image.errors["read nowait"]
     again = job(READ, 0, bytes(512))
-    assert bench.engine.submit([again]) == [again]
+    assert bench.submit([again]) == [again]
     await bench.engine.close()
 
 
 async def test_a_flush_comes_after_the_writes_before_it() -> None:
     """However the jobs were submitted, the worker does them in order, one after the other."""
     bench = Bench(FakeImage())
-    bench.engine.submit([job(WRITE, 0, b"a" * 512), job(WRITE, 1, b"b" * 512)])
-    bench.engine.submit([job(WRITE, 2, b"c" * 512), job(FLUSH_DISKCACHE), job(WRITE, 3, b"d" * 512)])
+    bench.submit([job(WRITE, 0, b"a" * 512), job(WRITE, 1, b"b" * 512)])
+    bench.submit([job(WRITE, 2, b"c" * 512), job(FLUSH_DISKCACHE), job(WRITE, 3, b"d" * 512)])
     await bench.until(2)
     assert bench.image.calls == [
         ("write", 0, b"a" * 512),
@@ -171,8 +176,8 @@ async def test_submitting_does_not_wait() -> None:
             super().write(buffers, offset, length)
 
     bench = Bench(Slow())
-    assert bench.engine.submit([job(WRITE, 0, DATA)]) == []
-    assert bench.engine.submit([job(WRITE, 8, DATA)]) == []
+    assert bench.submit([job(WRITE, 0, DATA)]) == []
+    assert bench.submit([job(WRITE, 8, DATA)]) == []
     assert bench.image.calls == []
     gate.set()
     await bench.until(2)
@@ -207,7 +212,7 @@ async def test_an_error_is_the_answer(
     failed = job(op, 4, data)
     other = job(WRITE, 0, DATA) if failing in ("read", "discard") else job(READ, 0, DATA)
     if in_memory:
-        bench.engine.submit([failed, other])
+        bench.submit([failed, other])
     else:
         await bench.run(failed, other)
     assert [failed.status, other.status] == [status, OKAY]
@@ -218,7 +223,7 @@ async def test_a_barrier_whose_first_flush_fails_writes_nothing() -> None:
     """What was to be stable before it is not: its data stays away."""
     bench = Bench(FakeImage(in_memory=True))
     bench.image.errors["flush"] = OSError(errno.EIO, "no")
-    bench.engine.submit([job(WRITE_BARRIER, 0, DATA)])
+    bench.submit([job(WRITE_BARRIER, 0, DATA)])
     assert bench.image.calls == [("flush",)]
 
 
