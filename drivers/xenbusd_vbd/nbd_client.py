@@ -1,7 +1,8 @@
 """One connection to an NBD server, after the handshake: requests out and replies in, by plain callbacks.
 
-No task and no future belongs to a request. Requests are collected and sent by one call for each batch; replies are taken
-as far as they have come, the data of reads straight into the memory that it is for, and handed over in batches, too.
+No task and no future belongs to a request. Requests are collected and sent by one call for each batch; replies are
+taken as far as they have come, the data of reads straight into the memory that it is for, and handed over in batches,
+too.
 
 Source: doc/proto.md of the NetworkBlockDevice/nbd repository, "Request message", "Simple reply message".
 """
@@ -9,14 +10,23 @@ Source: doc/proto.md of the NetworkBlockDevice/nbd repository, "Request message"
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Generic, TypeVar
 
-from xenbusd_vbd.nbd_wire import DISC, READ, REQUEST, REQUEST_MAGIC, SIMPLE_REPLY, SIMPLE_REPLY_MAGIC, WireError
+from xenbusd_vbd.nbd_wire import (
+    DISC,
+    READ,
+    REQUEST,
+    REQUEST_MAGIC,
+    SIMPLE_REPLY,
+    SIMPLE_REPLY_MAGIC,
+    WRITE,
+    WireError,
+)
 
 Token = TypeVar("Token")
 
@@ -55,7 +65,7 @@ class NbdClient(Generic[Token]):
         self._pending: dict[int, tuple[Token, Sequence[memoryview] | None]] = {}
         """Handle -> token, and where the data of a read goes."""
         self._handle = 0
-        self._out: deque[bytes | memoryview] = deque()
+        self._out: deque[bytes | bytearray | memoryview] = deque()
         self._writing = False
         self._buffer = bytearray(BUFFER_SIZE)
         self._view = memoryview(self._buffer)
@@ -217,10 +227,8 @@ class NbdClient(Generic[Token]):
         if self.over:
             return
         if not self._out:
-            try:
+            with suppress(OSError):  # it has gone itself
                 self._sock.send(REQUEST.pack(REQUEST_MAGIC, 0, DISC, 0, 0, 0))
-            except OSError as error:
-                del error  # it has gone itself
         self._end_io()
 
     def _end_io(self) -> None:
@@ -234,13 +242,7 @@ class NbdClient(Generic[Token]):
         self._sock.close()
 
 
-def write_message(offset: int, data: Sequence[memoryview | bytes], command: int) -> bytearray:
+def write_message(offset: int, data: Sequence[memoryview]) -> bytearray:
     """Make a WRITE with a private copy of its data: what is sent again later must be what was sent first."""
-    length = sum(map(len, data))
-    head = REQUEST.pack(REQUEST_MAGIC, 0, command, 0, offset, length)
-    return bytearray(b"").join((head, *data))
-
-
-def error_text(code: int) -> str:
-    """What an answer's error means; NBD's numbers are Linux's own ("Error values")."""
-    return os.strerror(code)
+    head = REQUEST.pack(REQUEST_MAGIC, 0, WRITE, 0, offset, sum(map(len, data)))
+    return bytearray().join((head, *data))

@@ -12,7 +12,8 @@ import errno
 import os
 import socket
 import struct
-from typing import NamedTuple
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 from xenbusd.api import ImageError
 from xenbusd_vbd.nbd_address import Address
@@ -103,22 +104,28 @@ async def inquire(address: Address) -> Export:
 
 async def _connect(address: Address) -> socket.socket:
     loop = asyncio.get_running_loop()
-    family, where = socket.AF_UNIX, (address.path,)
     try:
-        if not address.path:
-            found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-            family, where = found[0][0], found[0][4]
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            sock.setblocking(False)
-            _tune(sock, family)
-            await loop.sock_connect(sock, address.path or where)
-        except BaseException:
-            sock.close()
-            raise
+        if address.path:
+            return await _connect_to(socket.AF_UNIX, address.path)
+        found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        for family, _, _, _, where in found[:-1]:
+            with suppress(OSError):
+                return await _connect_to(family, where)
+        return await _connect_to(found[-1][0], found[-1][4])
     except OSError as error:
         code = error.errno if error.errno and error.errno > 0 else errno.EHOSTUNREACH  # getaddrinfo's are negative
         raise ImageError(f"no NBD server answers at {address}: {error.strerror or error}", code) from error
+
+
+async def _connect_to(family: int, where: Any) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        _tune(sock, family)
+        await asyncio.get_running_loop().sock_connect(sock, where)
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 

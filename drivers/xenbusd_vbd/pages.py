@@ -43,9 +43,13 @@ class Pages(ABC):
         """Copy the descriptors of indirect requests to private bytes; None for one whose pages cannot be had."""
 
     @abstractmethod
-    def begin(self, requests: list[Request]) -> list[Job]:
-        """Make jobs: buffers for each request, with the data of writes in them. A request whose grants cannot be had
-        becomes a job that has failed already, and harms no other (XSA-361)."""
+    def begin(self, requests: list[Request]) -> tuple[list[Job], list[Job]]:
+        """Make jobs: buffers for each request, with the data of writes in them.
+
+        Returns:
+            All jobs; and those of them whose grants could not be had, which have failed already, and harm no other
+            (XSA-361).
+        """
 
     @abstractmethod
     def finish(self, jobs: list[Job]) -> None:
@@ -98,11 +102,12 @@ class PersistentPages(Pages):
                 tables.append(None)
         return tables
 
-    def begin(self, requests: list[Request]) -> list[Job]:
-        jobs = []
+    def begin(self, requests: list[Request]) -> tuple[list[Job], list[Job]]:
+        jobs, lost = [], []
+        views = self._views
         for request in requests:
             try:
-                buffers = self._views(request.grefs)
+                buffers = views(request.grefs)
                 if request.firsts:
                     parts = zip(buffers, request.firsts, request.lasts, strict=True)
                     buffers = [page[first * SECTOR : (last + 1) * SECTOR] for page, first, last in parts]
@@ -111,8 +116,9 @@ class PersistentPages(Pages):
                 failed = Job(request, [])
                 failed.status = ERROR
                 jobs.append(failed)
+                lost.append(failed)
         self._in_use += len(jobs)
-        return jobs
+        return jobs, lost
 
     def _views(self, grefs: tuple[int, ...]) -> list[memoryview]:
         """The pages of these references, mapped if they are not yet.
@@ -183,10 +189,10 @@ class CopiedPages(Pages):
         failed = {owner for owner, result in zip(owners, self._results(segments), strict=True) if result}
         return [None if number in failed else bytes(table) for number, table in enumerate(tables)]
 
-    def begin(self, requests: list[Request]) -> list[Job]:
+    def begin(self, requests: list[Request]) -> tuple[list[Job], list[Job]]:
         jobs = [self._with_buffers(request) for request in requests]
         self._copy([job for job in jobs if job.request.op != READ], to_grant=False)
-        return jobs
+        return jobs, [job for job in jobs if job.status != OKAY]
 
     def _with_buffers(self, request: Request) -> Job:
         job = Job(request, [])

@@ -69,6 +69,10 @@ class Request(NamedTuple):
         return ((gref, 0, SECTORS_PER_PAGE - 1) for gref in self.grefs)
 
 
+_new = tuple.__new__
+"""Makes a Request in half the time of its own constructor."""
+
+
 class Abi:
     """One of the two layouts.
 
@@ -103,7 +107,7 @@ class Abi:
         if count == 1:  # the commonest by far
             _, _, _, id, sector, gref, first, last = self._rw[1].unpack_from(run, start)
             if first == 0 and last == SECTORS_PER_PAGE - 1:
-                return Request(op, id, sector, SECTORS_PER_PAGE, (gref,), (), ())
+                return _new(Request, (op, id, sector, SECTORS_PER_PAGE, (gref,), (), (), 0))
             return Request(op, id, sector, last - first + 1, (gref,), (first,), (last,))
         fields = self._rw[count].unpack_from(run, start)
         return _with_segments(op, fields[3], fields[4], fields[5::3], fields[6::3], fields[7::3])

@@ -15,6 +15,7 @@ from xenbusd_vbd.protocol import (
     INDIRECT,
     OKAY,
     SECTOR,
+    WRITE,
     WRITE_BARRIER,
     Abi,
     Request,
@@ -26,7 +27,8 @@ from xenbusd_vbd.protocol import (
 
 CHUNK = 8
 """Requests done before their answers are published: the frontend goes on with these while we do the next ones. With
-whole runs of 32 instead, the two ends take turns, and a disk does half as many requests a second."""
+whole runs of 32 instead, the two ends take turns, and a disk does half as many requests a second; with fewer, each
+wakes the frontend for itself."""
 
 
 class BlockServer:
@@ -73,34 +75,48 @@ class BlockServer:
         self._stirred = asyncio.Event()
 
     def drain(self) -> bool:
-        """Take a run of requests, begin them, and publish what is answered. Return whether there may be more."""
-        run, count = self._ring.take()
-        if not count:
-            return False
-        parse, stride = self._abi.parse_request, self._abi.slot_bytes
-        requests = [parse(run, start) for start in range(0, count * stride, stride)]
-        self._counters["requests"] += count
-        for first in range(0, count, CHUNK):
-            chunk = requests[first : first + CHUNK]
-            if self._held or self._paused:
-                self._held += chunk
-            else:
+        """Take requests, begin them, and publish what is answered. Return whether there may be more: a ring's worth at
+        a time, so that other devices have their turn."""
+        ring, parse, stride = self._ring, self._abi.parse_request, self._abi.slot_bytes
+        left, unpublished = ring.size, 0
+        while left > 0:
+            run, count = ring.take()
+            if not count:
+                break
+            left -= count
+            for first in range(0, count, CHUNK):
+                chunk = [parse(run, at * stride) for at in range(first, min(first + CHUNK, count))]
+                if self._held or self._paused:
+                    self._held += chunk
+                    continue
                 self._begin(chunk)
-                self._link.publish()
-        return True
+                unpublished += len(chunk)
+                if unpublished >= CHUNK:
+                    self._link.publish()
+                    unpublished = 0
+        self._counters["requests"] += ring.size - left
+        if unpublished:
+            self._link.publish()
+        return left <= 0
 
     def _begin(self, requests: list[Request]) -> None:
         """Begin requests in order. Refuse those that may not be carried out; hold those that must wait."""
-        if any(request.op == INDIRECT for request in requests):
-            requests = self._expand(requests)
+        for request in requests:
+            if request.op == INDIRECT:
+                requests = self._expand(requests)
+                break
         engine = self._engine
         capacity, read_only = engine.sectors, not engine.writable
-        discard, secure = engine.can_discard, engine.can_discard_securely
         careful = self._alone or self._pages.full
         limited = self._limits.active
         accepted: list[Request] = []
         for position, request in enumerate(requests):
-            status = check(request, capacity, read_only, discard, secure)
+            op, _, sector, sectors, grefs, firsts, _, _ = request
+            plain = op <= WRITE and grefs and not firsts and sector + sectors <= capacity and not (read_only and op)
+            if plain and not careful and not limited:  # nearly all: spare them the rest
+                accepted.append(request)
+                continue
+            status = check(request, capacity, read_only, engine.can_discard, engine.can_discard_securely)
             if status != OKAY:
                 self._submit(accepted)
                 accepted = []
@@ -152,15 +168,17 @@ class BlockServer:
     def _submit(self, requests: list[Request]) -> None:
         if not requests:
             return
-        jobs = self._pages.begin(requests)
-        self._jobs.extend(jobs)
-        self._under_way += len(jobs)
-        ready = [job for job in jobs if job.status == OKAY]  # the others' grants could not be had
+        jobs, lost = self._pages.begin(requests)
+        ready = [job for job in jobs if job.status == OKAY] if lost else jobs
         done = self._engine.submit(ready, self._finish)
         self._note_failure(done)
-        if len(ready) != len(jobs):
-            done = done + [job for job in jobs if job not in ready]
-        self._complete(done)
+        if len(done) == len(ready) and not self._jobs:  # nobody is waited for
+            self._pages.finish(jobs)
+            self._put(jobs)
+            return
+        self._jobs.extend(jobs)
+        self._under_way += len(jobs)
+        self._complete(done + lost if lost else done)
 
     def _refuse(self, request: Request, status: int) -> None:
         if request.op == INDIRECT:
@@ -180,10 +198,16 @@ class BlockServer:
     def _answer(self) -> None:
         """Answer what is done, in the order of the requests: so a ring can be gone on with after we were killed. The
         caller publishes."""
-        put, pack, jobs = self._ring.put, self._abi.pack_response, self._jobs
-        sectors = errors = 0
+        jobs, done = self._jobs, []
         while jobs and jobs[0].done:
-            job = jobs.popleft()
+            done.append(jobs.popleft())
+        if done:
+            self._put(done)
+
+    def _put(self, jobs: list[Job]) -> None:
+        put, pack = self._ring.put, self._abi.pack_response
+        sectors = errors = 0
+        for job in jobs:
             request, status = job.request, job.status
             put(pack(request.id, request.op, status))
             if status == OKAY:
@@ -207,10 +231,12 @@ class BlockServer:
 
     def _note_failure(self, jobs: list[Job]) -> None:
         """Tell of the first request that the engine could not carry out."""
-        for job in jobs:
-            if job.status == ERROR and self._failed is not None:
-                self._failed(job.request)
-                self._failed = None
+        if self._failed is not None:
+            for job in jobs:
+                if job.status == ERROR:
+                    self._failed(job.request)
+                    self._failed = None
+                    return
 
     def _go_on(self) -> None:
         """Begin what was held, as far as that may begin now."""

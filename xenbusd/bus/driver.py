@@ -84,7 +84,7 @@ class Backend(Driver[BackendDevice]):
 
     @classmethod
     def live_keys(cls, parameters: Mapping[str, str]) -> dict[str, str]:
-        """Turn the NAME=VALUE parameters of `xenbusctl set` into keys of the backend's directory, all of them in `live`.
+        """Turn the NAME=VALUE parameters of `xenbusctl set` into keys of the backend's directory, all in `live`.
 
         Raises:
             UsageError: a parameter is unknown or wrong.

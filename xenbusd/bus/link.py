@@ -97,14 +97,15 @@ class Link(Generic[AnyRing]):
         """Drain, and sleep only if the ring is still empty once the other end knows that we do."""
         if self._drain is None:
             return
+        ring = self.ring
+        before = ring.taken
         try:
-            found = self._drain()
-            more = found or not self.ring.rest()
+            more = self._drain() or not ring.rest()
         except Exception as error:
             self._drain = None  # the port stays masked: a hostile peer cannot wake us again (T61)
             self.dev.fail(error)
             return
-        if found:
+        if ring.taken != before:
             self._for_nothing = 0
         if more:
             self._loop.call_soon(self._ready)  # let the other devices have their turn

@@ -168,6 +168,11 @@ class BackRing(_Ring):
         return self._words[REQ_PROD] == self.req_cons
 
     @property
+    def taken(self) -> int:
+        """A number that changes with every run that is taken."""
+        return self.req_cons
+
+    @property
     def rsp_prod(self) -> int:
         """Where the next response goes."""
         return (self._published + len(self._answers)) & U32
@@ -196,6 +201,11 @@ class FrontRing(_Ring):
         self.rsp_cons = 0
         """The next response to take."""
         self._published = 0
+
+    @property
+    def taken(self) -> int:
+        """A number that changes with every run that is taken."""
+        return self.rsp_cons
 
     @property
     def free(self) -> int:

@@ -22,7 +22,7 @@ class FakeImage(Image):
         self, *, in_memory: bool = False, cached: bool = False, sectors: int = 1 << 20, writable: bool = True
     ) -> None:
         self.path = "/fake.img"
-        self.direct_fd = -1
+        self.fd = self.direct_fd = -1
         self.traits = Traits(
             is_device=False,
             logical_block_bytes=512,

@@ -97,14 +97,14 @@ class FakePages(Pages):
         """What the test has put there."""
         return [self.tables.get(request.grefs) for request in requests]
 
-    def begin(self, requests: list[Request]) -> list[Job]:
+    def begin(self, requests: list[Request]) -> tuple[list[Job], list[Job]]:
         """Make jobs without buffers."""
         jobs = [Job(request, []) for request in requests]
         for job in jobs:
             if self.missing & set(job.request.grefs):
                 job.status = ERROR
         self.under_way += jobs
-        return jobs
+        return jobs, [job for job in jobs if job.status != OKAY]
 
     def finish(self, jobs: list[Job]) -> None:
         """Let go of jobs."""
