@@ -144,9 +144,10 @@ async def look(store: StoreClient, id: DeviceId) -> PairState:
 
 @asynccontextmanager
 async def following(store: StoreClient, id: DeviceId) -> AsyncIterator[Callable[[], Awaitable[PairState]]]:
-    """Watch both directories; what is yielded returns the next look, at once the first time."""
+    """Watch both directories and both errors; what is yielded returns the next look, at once the first time."""
     changed = asyncio.Event()
-    watches = [await store.watch(path, wake=changed.set) for path in (id.backend_path, id.frontend_path)]
+    paths = (id.backend_path, id.frontend_path, id.error_path(Side.BACKEND), id.error_path(Side.FRONTEND))
+    watches = [await store.watch(path, wake=changed.set) for path in paths]
 
     async def next_look() -> PairState:
         await changed.wait()
@@ -243,12 +244,62 @@ async def _wait_closed(store: StoreClient, id: DeviceId, deadline_s: float) -> N
                 while seen.script and seen.hotplug_status == "connected" and seen.backend is State.CLOSED:
                     seen = await next_look()
     except TimeoutError:
-        backend = seen.backend.title if seen is not None else "unknown"
-        frontend = seen.frontend.title if seen is not None else "unknown"
+        seen = seen or await look(store, id)
         raise OtherendTimeout(
-            f"{id} has not closed after {deadline_s:g} s: the backend is at {backend}, "
-            f"the frontend in domain {id.frontend_domid} at {frontend} (in use there?)"
+            f"{id} has not closed after {deadline_s:g} s: the backend is at {seen.backend.title}, "
+            f"the frontend in domain {id.frontend_domid} at {seen.frontend.title} (in use there?)"
         ) from None
+
+
+async def write_live(store: StoreClient, id: DeviceId, keys: Mapping[str, str]) -> None:
+    """Change keys of a backend's directory, together.
+
+    Raises:
+        UsageError: there is no such device.
+    """
+
+    async def body(tx: Transaction) -> None:
+        await tx.read(id.backend_path + "/state")  # a removed directory stays removed (T7)
+        for key, value in keys.items():
+            await tx.write(f"{id.backend_path}/{key}", value)
+
+    try:
+        await store.transaction(body)
+    except NodeNotFound:
+        raise UsageError(f"there is no device {id}; `xenbusctl list` shows those there are") from None
+
+
+async def pause(store: StoreClient, id: DeviceId, *, paused: bool, deadline_s: float) -> None:
+    """Have a backend pause, or go on, and wait until it says that it has.
+
+    Raises:
+        UsageError: there is no such device.
+        OtherendTimeout: it has not in time; or it cannot go on, and has said why.
+    """
+    before = await look(store, id)
+    await write_live(store, id, {"pause": str(int(paused))})
+    seen = before
+    try:
+        async with asyncio.timeout(deadline_s), following(store, id) as next_look:
+            while True:
+                seen = await next_look()
+                if await _says_paused(store, id) is paused:
+                    return
+                if seen.backend is not State.CONNECTED:
+                    raise OtherendTimeout(f"{id} is not in use: its backend is at {seen.backend.title}")
+                if not paused and seen.backend_error not in (None, before.backend_error):
+                    break
+    except TimeoutError:
+        pass
+    why = seen.backend_error or "nothing is said of why"
+    raise OtherendTimeout(f"{id} has not {'paused' if paused else 'resumed'}: {why}")
+
+
+async def _says_paused(store: StoreClient, id: DeviceId) -> bool:
+    try:
+        return await store.read(id.backend_path + "/paused") == b"1"
+    except NodeNotFound:
+        return False
 
 
 async def remove(store: StoreClient, id: DeviceId) -> None:

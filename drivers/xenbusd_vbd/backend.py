@@ -96,7 +96,7 @@ class VbdBackend(Backend, device_class="vbd"):
         disk = LiveDisk(dev, lambda: open_engine(dev))
         try:
             engine = await disk.open()
-            published = await properties(dev, engine)
+            published = await properties(dev, engine) if engine is not None else {}
             connecting = dev.connect_queues(abi.ring, max_queues=queues, in_order=True, **published)
             async with connecting as links:
                 servers = [self._server(dev, link, abi, engine, disk, persistent) for link in links]
@@ -106,7 +106,7 @@ class VbdBackend(Backend, device_class="vbd"):
 
     @staticmethod
     def _server(
-        dev: BackendDevice, link: BackLink[Raw, Raw], abi: Abi, engine: Engine, disk: LiveDisk, persistent: bool
+        dev: BackendDevice, link: BackLink[Raw, Raw], abi: Abi, engine: Engine | None, disk: LiveDisk, persistent: bool
     ) -> BlockServer:
         def failed(request: Request) -> None:
             dev.log.error("image.failed", op=request.op, sector=request.sector, sectors=request.sectors)

@@ -48,12 +48,16 @@ class LiveDisk:
         """Held while the engine changes, or is asked."""
         self._told = ""
 
-    async def open(self) -> Engine:
-        """Open the image for the first time.
+    async def open(self) -> Engine | None:
+        """Open the image for the first time; None if the process before us left the disk paused.
 
         Raises:
             ImageError
         """
+        own = self._dev.own
+        if self._dev.adopted and await own.read("paused", boolean, default=False):
+            self._sectors = await own.read("sectors", unsigned(1 << 54))
+            return None
         self._engine = await self._open_engine()
         self._sectors = self._engine.sectors
         return self._engine

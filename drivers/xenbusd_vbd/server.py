@@ -37,7 +37,7 @@ class BlockServer:
     Args:
         link: the connected ring.
         abi: its layout.
-        engine: what is served, perhaps by several servers, one for each queue.
+        engine: what is served, perhaps by several servers, one for each queue; None begins with a pause.
         pages: how the frontend's pages are reached.
         limits: for all queues of the disk together.
         indirect_segments: what was offered; 0 if nothing was.
@@ -48,7 +48,7 @@ class BlockServer:
         self,
         link: BackLink[Raw, Raw],
         abi: Abi,
-        engine: Engine,
+        engine: Engine | None,
         pages: Pages,
         limits: Limits,
         *,
@@ -70,7 +70,7 @@ class BlockServer:
         """Taken and not begun: behind a barrier, for want of pages, to keep within the limits, or in a pause."""
         self._under_way = 0
         self._alone = False
-        self._paused = False
+        self._paused = engine is None
         self._timer: asyncio.TimerHandle | None = None
         self._stirred = asyncio.Event()
 
@@ -106,6 +106,7 @@ class BlockServer:
                 requests = self._expand(requests)
                 break
         engine = self._engine
+        assert engine is not None, "nothing begins in a pause"
         capacity, read_only = engine.sectors, not engine.writable
         careful = self._alone or self._pages.full
         limited = self._limits.active
@@ -118,13 +119,13 @@ class BlockServer:
                 continue
             status = check(request, capacity, read_only, engine.can_discard, engine.can_discard_securely)
             if status != OKAY:
-                self._submit(accepted)
+                self._submit(accepted, engine)
                 accepted = []
                 self._refuse(request, status)
                 continue
             alone = request.op == WRITE_BARRIER  # after everything before it, and before everything after it (T37)
             if alone or careful:
-                self._submit(accepted)
+                self._submit(accepted, engine)
                 accepted = []
                 if self._under_way:
                     self._held += requests[position:]
@@ -134,7 +135,7 @@ class BlockServer:
                 self._held += requests[position:]
                 break
             accepted.append(request)
-        self._submit(accepted)
+        self._submit(accepted, engine)
         self._answer()
 
     def _expand(self, requests: list[Request]) -> list[Request]:
@@ -165,12 +166,12 @@ class BlockServer:
         self._limits.charge(request.sectors * SECTOR if request.grefs else 0)
         return False
 
-    def _submit(self, requests: list[Request]) -> None:
+    def _submit(self, requests: list[Request], engine: Engine) -> None:
         if not requests:
             return
         jobs, lost = self._pages.begin(requests)
         ready = [job for job in jobs if job.status == OKAY] if lost else jobs
-        done = self._engine.submit(ready, self._finish)
+        done = engine.submit(ready, self._finish)
         self._note_failure(done)
         if len(done) == len(ready) and not self._jobs:  # nobody is waited for
             self._pages.finish(jobs)

@@ -3,12 +3,11 @@ asks the daemon for."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Any, cast
+from typing import cast
 
 import click
 
@@ -16,56 +15,15 @@ from xenbusd import registry, toolstack
 from xenbusd.bus.driver import Backend
 from xenbusd.bus.paths import DeviceId, check_class, parse_name
 from xenbusd.bus.state import Side, State
+from xenbusd.cli.context import Context, json_too, parse_parameters
 from xenbusd.cli.diagram import draw
 from xenbusd.cli.exits import sentences
+from xenbusd.cli.live import pause, resume, set_live
+from xenbusd.cli.new_driver import new_driver
 from xenbusd.config import Config, load
 from xenbusd.errors import NodeNotFound, OtherendTimeout, UsageError, XenbusdError
-from xenbusd.host.choose import store_of
-from xenbusd.ids import DOM0, Domid
+from xenbusd.ids import Domid
 from xenbusd.store.client import StoreClient
-
-
-class Context:
-    """Which host, and where its daemon answers."""
-
-    def __init__(self, config: Config, as_json: bool) -> None:
-        self.config = config
-        self.as_json = as_json
-
-    def in_store(self, body: Callable[[StoreClient], Awaitable[None]]) -> None:
-        """Run `body` with a session of dom0."""
-
-        async def run() -> None:
-            async with StoreClient(store_of(self.config.daemon.host)) as store:
-                await body(store)
-
-        self.run(run())
-
-    @staticmethod
-    def run(main: Coroutine[Any, Any, None]) -> None:
-        """Run a command to its end; what goes wrong becomes a sentence."""
-        with sentences():
-            asyncio.run(main)
-
-    async def ask(self, command: str, device: str | None = None) -> Any:
-        """Ask dom0's daemon.
-
-        Raises:
-            XenbusdError: it does not run, or says no.
-        """
-        path = os.path.join(self.config.run_dir(DOM0), "control.sock")
-        try:
-            reader, writer = await asyncio.open_unix_connection(path, limit=1 << 26)
-        except OSError as error:
-            raise XenbusdError(f"no daemon answers at {path} ({error.strerror}): is `xenbusd serve` running?") from None
-        try:
-            writer.write(json.dumps({"command": command, "device": device}).encode() + b"\n")
-            answer = json.loads(await reader.readline() or b'{"error": "the daemon hung up"}')
-        finally:
-            writer.close()
-        if "error" in answer:
-            raise XenbusdError(answer["error"])
-        return answer["ok"]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -86,18 +44,6 @@ def main(
         click_context.obj = Context(config.with_overrides(host=host, run_dir=run_dir), as_json)
 
 
-def _json_too(command: Callable[..., None]) -> Callable[..., None]:
-    """Let --json stand behind the command's name as well."""
-
-    def note(click_context: click.Context, _: click.Parameter, given: bool) -> None:
-        if given:
-            click_context.obj.as_json = True
-
-    return click.option("--json", is_flag=True, expose_value=False, callback=note, help="print JSON, for programs")(
-        command
-    )
-
-
 @main.command()
 @click.argument("device_class", metavar="CLASS")
 @click.argument("parameters", nargs=-1, metavar="[NAME=VALUE]...")
@@ -107,7 +53,7 @@ def _json_too(command: Callable[..., None]) -> Callable[..., None]:
     "--deadline", default=toolstack.ATTACH_S, show_default=True, help="seconds to wait until both ends are Connected"
 )
 @click.option("--no-wait", is_flag=True, help="return when the device is in the store")
-@_json_too
+@json_too
 @click.pass_obj
 def attach(
     context: Context,
@@ -127,7 +73,7 @@ def attach(
         name = check_class(device_class)
         driver = cast("type[Backend]", registry.find(Side.BACKEND, [name])[name])
         number = driver.parse_devid(devid)
-        keys = driver.directories(number, _parse_parameters(parameters))
+        keys = driver.directories(number, parse_parameters(parameters))
         id = DeviceId(name, Domid(domain), number)
         await toolstack.attach(store, id, keys.backend, keys.frontend)
         if not no_wait:
@@ -138,18 +84,6 @@ def attach(
             click.echo(f"{id} is {'in the store' if no_wait else 'Connected'}")
 
     context.in_store(run)
-
-
-def _parse_parameters(words: tuple[str, ...]) -> dict[str, str]:
-    parameters: dict[str, str] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals or not name:
-            raise UsageError(f"{word!r} is no parameter: write NAME=VALUE, as in mode=w")
-        if name in parameters:
-            raise UsageError(f"{name} is given twice")
-        parameters[name] = value
-    return parameters
 
 
 async def _wait(store: StoreClient, id: DeviceId, deadline_s: float) -> None:
@@ -175,7 +109,7 @@ async def _wait(store: StoreClient, id: DeviceId, deadline_s: float) -> None:
 @click.argument("device")
 @click.option("--force", is_flag=True, help="take it away even if the frontend does not close")
 @click.option("--deadline", default=toolstack.DETACH_S, show_default=True, help="seconds for the ends to close")
-@_json_too
+@json_too
 @click.pass_obj
 def detach(context: Context, device: str, force: bool, deadline: float) -> None:
     """Take a device away."""
@@ -189,7 +123,7 @@ def detach(context: Context, device: str, force: bool, deadline: float) -> None:
 
 
 @main.command("list")
-@_json_too
+@json_too
 @click.pass_obj
 def list_devices(context: Context) -> None:
     """Show every device whose backend is in dom0, and what each one that is not Connected waits for."""
@@ -228,7 +162,7 @@ def _as_json(pair: toolstack.PairState) -> dict[str, object]:
 
 @main.command()
 @click.argument("device")
-@_json_too
+@json_too
 @click.pass_obj
 def show(context: Context, device: str) -> None:
     """Show all that is known of a device: both ends' nodes, its ring and counters, and who waits for what."""
@@ -275,7 +209,7 @@ async def _nodes(store: StoreClient, path: str) -> dict[str, str]:
 
 @main.command()
 @click.argument("device")
-@_json_too
+@json_too
 @click.pass_obj
 def timeline(context: Context, device: str) -> None:
     """Draw who did what, and when, as the 2006 paper does; of a device that is there, or was there last."""
@@ -288,6 +222,10 @@ def timeline(context: Context, device: str) -> None:
             click.echo("\n".join(draw(known["entries"])))
 
     context.run(run())
+
+
+for command in (set_live, pause, resume, new_driver):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""`xenbusd serve`, `agent`, `sim` and `store`: argv -> configuration -> a process that runs until told to stop."""
+"""`xenbusd serve`, `agent`, `sim` and `store`: argv -> configuration -> a process that runs until told to stop.
+
+And what has to do with such a process: `install`, `uninstall`, `release`.
+"""
 
 from __future__ import annotations
 
@@ -45,11 +48,33 @@ def _daemon_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+_arbiter_option = click.option(
+    "--arbiter/--no-arbiter", default=None, help="leave devices that are not ours to Linux's own backends  [no]"
+)
+
+
 @main.command()
+@_arbiter_option
 @_daemon_options
 def serve(**options: Any) -> None:
     """Run the backends of this domain: dom0, or a driver domain."""
     _run_daemon(Side.BACKEND, None, options)
+
+
+@main.command()
+@_arbiter_option
+@_daemon_options
+def release(**options: Any) -> None:
+    """After a daemon in arbiter mode that was killed: have Linux bind its own backends by itself again.
+
+    Takes the same options as serve. A daemon that is stopped does this by itself; a second time does no harm.
+    """
+    from xenbusd import daemon
+
+    with sentences():
+        config = _configure(options)
+        log.setup(config.daemon.log_format, config.daemon.log_level)
+        click.echo(run(daemon.release(config), loop=config.daemon.loop))
 
 
 @main.command()
@@ -76,6 +101,40 @@ def _configure(options: Options) -> Config:
     path = options.pop("config_path")
     config = load(path) if path else Config()
     return config.with_overrides(**{**options, "classes": options["classes"] or None})
+
+
+_root_option = click.option("--root", metavar="DIR", help="below this folder, as package builders do  [this machine]")
+_dry_run_option = click.option("--dry-run", is_flag=True, help="only say what would be done")
+
+
+@main.command()
+@click.option("--agent", is_flag=True, help="the frontends, in a guest  [the backends]")
+@click.option(
+    "--mode", type=click.Choice(["arbiter", "exclusive"]), help="beside Linux's backends, or instead  [as installed]"
+)
+@click.option("--enable", is_flag=True, help="have the service started at boot")
+@click.option("--now", is_flag=True, help="the same, and start it")
+@_root_option
+@click.option("--program", metavar="PATH", help="what the unit runs  [this xenbusd]")
+@_dry_run_option
+def install(**options: Any) -> None:
+    """Put unit, hotplug scripts and configuration into place, and say so. May be run again: changed files are kept."""
+    from xenbusd.cli.install import install
+
+    with sentences():
+        install(**options)
+
+
+@main.command()
+@_root_option
+@click.option("--force", is_flag=True, help="even if guests use our devices")
+@_dry_run_option
+def uninstall(**options: Any) -> None:
+    """Stop the service and take away what install has put into place, but for what has been changed since."""
+    from xenbusd.cli.install import uninstall
+
+    with sentences():
+        uninstall(**options)
 
 
 @main.command()

@@ -1,0 +1,89 @@
+"""`xenbusctl set`, `pause` and `resume`: what is changed of a device in use, by keys of its backend's directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import cast
+
+import click
+
+from xenbusd import registry, toolstack
+from xenbusd.bus.driver import Backend
+from xenbusd.bus.paths import DeviceId, parse_name
+from xenbusd.bus.state import Side
+from xenbusd.cli.context import Context, json_too, parse_parameters
+from xenbusd.errors import UsageError
+from xenbusd.store.client import StoreClient
+
+DEADLINE_S = 30.0
+"""For what is under way to be done."""
+
+
+@click.command("set")
+@click.argument("device")
+@click.argument("parameters", nargs=-1, required=True, metavar="NAME=VALUE...")
+@json_too
+@click.pass_obj
+def set_live(context: Context, device: str, parameters: tuple[str, ...]) -> None:
+    """Change a device while it is in use.
+
+    For a disk: xenbusctl set vbd/3/51712 iops=2000 bandwidth=50M; 0 takes a limit away.
+    """
+
+    async def run(store: StoreClient) -> None:
+        id = parse_name(device)
+        keys = driver_of(id).live_keys(parse_parameters(parameters))
+        await toolstack.write_live(store, id, keys)
+        told = ", ".join(f"{key} {value}" for key, value in keys.items())
+        say(context, f"{id}: {told}", {"device": str(id), **keys})
+
+    context.in_store(run)
+
+
+@click.command()
+@click.argument("device")
+@click.option("--deadline", default=DEADLINE_S, show_default=True, help="seconds for what is under way to be done")
+@json_too
+@click.pass_obj
+def pause(context: Context, device: str, deadline: float) -> None:
+    """Have a device let go of what it serves, while its guest waits; return once it has.
+
+    A disk's image may be copied, replaced or enlarged then.
+    """
+    _switch(context, device, deadline, paused=True)
+
+
+@click.command()
+@click.argument("device")
+@click.option("--deadline", default=DEADLINE_S, show_default=True, help="seconds until it serves again")
+@json_too
+@click.pass_obj
+def resume(context: Context, device: str, deadline: float) -> None:
+    """Have a paused device go on, with what its `params` names by now."""
+    _switch(context, device, deadline, paused=False)
+
+
+def _switch(context: Context, device: str, deadline_s: float, *, paused: bool) -> None:
+    async def run(store: StoreClient) -> None:
+        id = parse_name(device)
+        if "pause" not in driver_of(id).live:
+            raise UsageError(f"{id}: devices of class {id.device_class} cannot be paused")
+        await toolstack.pause(store, id, paused=paused, deadline_s=deadline_s)
+        say(context, f"{id} is {'paused' if paused else 'resumed'}", {"device": str(id), "paused": paused})
+
+    context.in_store(run)
+
+
+def driver_of(id: DeviceId) -> type[Backend]:
+    """The driver that knows what may be changed.
+
+    Raises:
+        DriverError: there is none for the class.
+    """
+    return cast("type[Backend]", registry.find(Side.BACKEND, [id.device_class])[id.device_class])
+
+
+def say(context: Context, sentence: str, known: Mapping[str, object]) -> None:
+    """Tell people, or programs."""
+    click.echo(json.dumps(known) if context.as_json else sentence)
