@@ -6,8 +6,10 @@ What is not aligned to the image's blocks goes through the page cache, which rea
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 
 from xenbusd_vbd.aio import FDSYNC, PREADV, PWRITEV, Aio, Transfer
 from xenbusd_vbd.engine import Finished, Job
@@ -17,6 +19,9 @@ from xenbusd_vbd.protocol import ERROR, FLUSH_DISKCACHE, READ, SECTOR, WRITE
 
 DEPTH = 256
 """Operations of one disk under way in the kernel."""
+
+WORKERS = 8
+"""Threads, at most, for what would have to wait before it can begin: writes into holes, mostly."""
 
 _OPS = {READ: PREADV, WRITE: PWRITEV, FLUSH_DISKCACHE: FDSYNC}
 
@@ -34,6 +39,7 @@ class DirectEngine(FileEngine):
     def __init__(self, image: Image) -> None:
         super().__init__(image)
         self._aio = Aio(DEPTH)
+        self._workers = ThreadPoolExecutor(WORKERS, f"image {image.path}")
         self._line: deque[tuple[Job, Finished]] = deque()
         """Submitted and not begun."""
         self._transfers: dict[int, tuple[Job, Finished]] = {}
@@ -90,16 +96,20 @@ class DirectEngine(FileEngine):
             self._hand_over(*self._transfers.pop(transfer.key))
 
     def _hand_over(self, job: Job, finished: Finished) -> None:
-        """Give one job to the worker."""
+        """Give one job to a worker."""
         self._with_worker += 1
 
-        def done(jobs: list[Job]) -> None:
+        def done() -> None:
             self._with_worker -= 1
             self._alone = False
-            finished(jobs)
+            finished([job])
             self._pump()
 
-        self.labour([job], done)
+        def labour() -> None:
+            self.do(job)
+            self._loop.call_soon_threadsafe(done)
+
+        self._workers.submit(labour)
 
     def _reap(self) -> None:
         """Finish what the kernel has done, those of one queue together."""
@@ -122,4 +132,5 @@ class DirectEngine(FileEngine):
         """See `Engine.close`."""
         self._loop.remove_reader(self._aio.fd)
         self._aio.close()
+        await asyncio.to_thread(self._workers.shutdown)
         await super().close()

@@ -72,17 +72,17 @@ class FileEngine(Engine):
                         continue
                 except OSError:  # it is met again
                     pass
-                self._do(job)
+                self.do(job)
             return jobs
         done: list[Job] = []
         left: list[Job] = []
         for job in jobs:
             (done if job.request.op == READ and self._read_cached(job) else left).append(job)
         if left:
-            self.labour(left, finished)
+            self._to_worker(left, finished)
         return done
 
-    def labour(self, jobs: list[Job], finished: Finished) -> None:
+    def _to_worker(self, jobs: list[Job], finished: Finished) -> None:
         """Have the worker do jobs, behind all that it was given before."""
         if self._worker is None:
             self._worker = Thread(target=self._labour, name=f"image {self._image.path}", daemon=True)
@@ -106,10 +106,11 @@ class FileEngine(Engine):
         while (batch := self._work.get()) is not None:
             jobs, finished = batch
             for job in jobs:
-                self._do(job)
+                self.do(job)
             self._loop.call_soon_threadsafe(finished, jobs)
 
-    def _do(self, job: Job) -> None:
+    def do(self, job: Job) -> None:
+        """Do one job from beginning to end, and set its `status`. Blocks for the device."""
         request, image = job.request, self._image
         op, offset, length = request.op, request.sector * SECTOR, request.sectors * SECTOR
         try:

@@ -8,7 +8,7 @@ from tests.unit.vbd.fake_grants import FRONTEND, FakeGrants
 from xenbusd.ids import PAGE_SIZE
 from xenbusd_vbd.engine import Job
 from xenbusd_vbd.pages import PERSISTENT_MAX, CopiedPages, Pages, PersistentPages
-from xenbusd_vbd.protocol import DISCARD, ERROR, FLUSH_DISKCACHE, OKAY, READ, SEGMENTS_MAX, WRITE, Request
+from xenbusd_vbd.protocol import DISCARD, ERROR, FLUSH_DISKCACHE, INDIRECT, OKAY, READ, SEGMENTS_MAX, WRITE, Request
 
 Kind = type[PersistentPages] | type[CopiedPages]
 
@@ -99,6 +99,28 @@ def test_a_request_without_data(kind: Kind, op: int) -> None:
     pages.finish(jobs)
     assert not grants.map_calls
     assert not grants.copy_calls
+
+
+@BOTH
+def test_descriptors_are_copied_once(kind: Kind) -> None:
+    """Those of an indirect request, as many as it says, from the pages that it names; whoever names a page that cannot
+    be had gets none, and harms no other (T31)."""
+    grants = FakeGrants([1, 2, 3])
+    grants.pages[1][:] = bytes(range(256)) * 16
+    pages = kind(grants, FRONTEND)
+    asked = [
+        Request(INDIRECT, 1, 0, 3, (1,), (), (), READ),
+        Request(INDIRECT, 2, 0, 20, (99,), (), (), READ),
+        Request(INDIRECT, 3, 0, 514, (1, 2), (), (), WRITE),
+    ]
+    first, missing, long = pages.fetch(asked)
+    assert first == bytes(range(24))
+    assert missing is None
+    assert long == bytes(range(256)) * 16 + b"\x02" * 16
+    grants.pages[1][:] = bytes(PAGE_SIZE)
+    assert first == bytes(range(24))
+    pages.close()
+    assert grants.mapped == set()
 
 
 # -- kept mapped -------------------------------------------------------------------------------------------------------

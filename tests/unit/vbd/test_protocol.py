@@ -27,6 +27,8 @@ from xenbusd_vbd.protocol import (
     Request,
     answered_op,
     check,
+    expand,
+    pack_segments,
 )
 
 EACH_ABI = pytest.mark.parametrize("abi", [X86_64, X86_32], ids=lambda abi: abi.name)
@@ -108,6 +110,54 @@ def test_an_indirect_request_is_answered_with_its_inner_op(abi: Abi) -> None:
     request = abi.parse_request(slot(abi, "06 01 0002", gap, ID_AND_SECTOR), 0)
     assert (request.op, request.id) == (INDIRECT, ID)
     assert answered_op(request) == WRITE
+
+
+@EACH_ABI
+def test_a_packed_indirect_request(abi: Abi) -> None:
+    """op 6, inner op, u16 segments, id, sector, handle, eight pages; what comes back is what went in (T30)."""
+    slot_ = abi.pack_indirect(WRITE, ID, SECTOR, 513, (0xAABBCCDD, 0x11223344))
+    assert slot_ == bytes.fromhex(
+        "06 01 0102" + HEAD[abi][4:] + ID_AND_SECTOR + "0000 0000 ddccbbaa 44332211" + "00000000" * 6
+    )
+    assert abi.parse_request(slot_.ljust(abi.slot_bytes, b"\xee"), 0) == Request(
+        INDIRECT, ID, SECTOR, 513, (0xAABBCCDD, 0x11223344), (), (), WRITE
+    )
+
+
+@settings(deadline=None)
+@given(st.integers(1, 256), st.integers(1, 8), st.booleans())
+def test_descriptors_and_back(pages: int, last_sectors: int, read: bool) -> None:
+    """Descriptors of data that fills its pages from the start; the request that they make is as long as the data."""
+    grefs, sectors = tuple(range(100, 100 + pages)), (pages - 1) * 8 + last_sectors
+    op = READ if read else WRITE
+    request = expand(Request(INDIRECT, 9, 64, pages, (1,), (), (), op), pack_segments(grefs, sectors))
+    assert (request.op, request.id, request.sector, request.sectors, request.grefs) == (op, 9, 64, sectors, grefs)
+    assert list(request.segments())[-1] == (grefs[-1], 0, last_sectors - 1)
+    assert bool(request.firsts) == (last_sectors != 8)
+
+
+@pytest.mark.parametrize(
+    ("segments", "op", "offered", "status"),
+    [
+        (1, READ, 256, OKAY),
+        (256, WRITE, 256, OKAY),
+        (257, WRITE, 256, ERROR),
+        (0, READ, 256, ERROR),
+        (2, FLUSH_DISKCACHE, 256, ERROR),
+        (2, INDIRECT, 256, ERROR),
+        (2, READ, 0, EOPNOTSUPP),
+    ],
+)
+def test_which_descriptors_are_fetched(segments: int, op: int, offered: int, status: int) -> None:
+    """From 1 to as many as were offered, and of reads and writes only (T31, T32)."""
+    assert protocol.check_indirect(Request(INDIRECT, 1, 0, segments, (1,), (), (), op), offered) == status
+
+
+def test_secure_discards() -> None:
+    """They are for disks that have offered them."""
+    request = discard(0, 8, flag=1)
+    assert check(request, CAPACITY, read_only=False, discard=True, secure=True) == OKAY
+    assert check(request, CAPACITY, read_only=False, discard=True, secure=False) == EOPNOTSUPP
 
 
 @pytest.mark.parametrize("op", [READ, WRITE, WRITE_BARRIER, FLUSH_DISKCACHE, 4, DISCARD, 7, 255])

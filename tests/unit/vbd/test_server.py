@@ -29,6 +29,7 @@ from xenbusd_vbd.protocol import (
     WRITE_BARRIER,
     X86_64,
     Request,
+    pack_segments,
 )
 
 SECTORS = 1 << 20
@@ -121,14 +122,23 @@ class FakePages(Pages):
 class Bench:
     """A server on a ring, with an engine that waits for the test; requests have the ids 0, 1, 2 and so on."""
 
-    def __init__(self, **engine: bool) -> None:
+    def __init__(self, *, indirect_segments: int = 0, **engine: bool) -> None:
         self.pair = RingPair()
         self.link = FakeLink(self.pair.back)
         link: Any = self.link
         self.pages = FakePages()
         self.engine = SlowEngine(**engine)
         self.limits = Limits()
-        self.server = server.BlockServer(link, X86_64, self.engine, self.pages, self.limits)
+        self.failures: list[Request] = []
+        self.server = server.BlockServer(
+            link,
+            X86_64,
+            self.engine,
+            self.pages,
+            self.limits,
+            indirect_segments=indirect_segments,
+            failed=self.failures.append,
+        )
         self.asked: list[int] = []
 
     def slot(self, op: int) -> bytes:
@@ -388,6 +398,113 @@ def test_full_pages_with_nothing_under_way() -> None:
     bench.pages.is_full = True
     bench.ask(READ)
     assert bench.engine.begun == [0]
+
+
+# -- indirect, limits, pause -------------------------------------------------------------------------------------------
+
+
+def test_an_indirect_request() -> None:
+    """It becomes the request that it stands for: the engine sees that one, and the answer carries its op (T31)."""
+    bench = Bench(indirect_segments=256)
+    grefs = tuple(range(200, 220))
+    bench.pages.tables[50,] = pack_segments(grefs, 160)
+    bench.pair.ask(X86_64.pack_indirect(WRITE, 5, 8, 20, (50,)))
+    bench.server.drain()
+    assert bench.engine.jobs[5].request == Request(WRITE, 5, 8, 160, grefs, (), ())
+    bench.engine.finish()
+    assert bench.pair.answers() == [Answer(5, WRITE, OKAY)]
+    assert bench.link.counters["bytes"] == 160 * 512
+
+
+@pytest.mark.parametrize(
+    ("slot", "answer"),
+    [
+        pytest.param(X86_64.pack_indirect(READ, 5, 8, 21, (51,)), Answer(5, READ, ERROR), id="no such page"),
+        pytest.param(X86_64.pack_indirect(READ, 5, 8, 257, (50,)), Answer(5, READ, ERROR), id="more than offered"),
+        pytest.param(X86_64.pack_indirect(READ, 5, 8, 0, (50,)), Answer(5, READ, ERROR), id="none"),
+        pytest.param(
+            X86_64.pack_indirect(WRITE_BARRIER, 5, 8, 2, (50,)), Answer(5, WRITE_BARRIER, ERROR), id="barrier"
+        ),
+        pytest.param(X86_64.pack_indirect(READ, 5, SECTORS, 1, (50,)), Answer(5, READ, ERROR), id="beyond the end"),
+    ],
+)
+def test_an_indirect_request_that_cannot_be(slot: bytes, answer: Answer) -> None:
+    """It is refused in its turn with its inner op, and what is beside it in the ring is done."""
+    bench = Bench(indirect_segments=256)
+    bench.pages.tables[50,] = pack_segments((7,), 8)
+    bench.ask(READ)
+    bench.pair.ask(slot)
+    bench.ask(READ)
+    bench.engine.finish()
+    assert bench.pair.answers() == [Answer(0, READ, OKAY), answer, Answer(1, READ, OKAY)]
+
+
+async def test_within_its_limits() -> None:
+    """What is too early is held in order, and answers a barrier's rules; with the limit gone it goes on at once."""
+    bench = Bench()
+    bench.limits.set(0, 1, asyncio.get_running_loop().time())
+    bench.engine.at_once = {READ, WRITE}
+    bench.ask(READ, WRITE, READ)
+    assert bench.answered() == [0]
+    bench.ask(WRITE)
+    assert bench.answered() == []
+    bench.limits.set(0, 0, asyncio.get_running_loop().time())
+    bench.server.limits_changed()
+    assert bench.answered() == [1, 2, 3]
+
+
+async def test_time_brings_the_next_one() -> None:
+    """Nobody has to call: the server wakes itself when the next request's time has come."""
+    bench = Bench()
+    bench.limits.set(1000, 0, asyncio.get_running_loop().time())
+    bench.engine.at_once = {READ}
+    bench.ask(*[READ] * 32)
+    answered: list[int] = []
+    async with asyncio.timeout(60):
+        while len(answered) < 32:
+            await asyncio.sleep(0)
+            answered += bench.answered()
+    assert answered == list(range(32))
+
+
+async def test_a_pause() -> None:
+    """It lasts until what is under way is done; what comes is held; another engine goes on with it."""
+    bench = Bench()
+    bench.ask(READ)
+    pausing = asyncio.ensure_future(bench.server.pause())
+    await asyncio.sleep(0)
+    bench.ask(WRITE, READ)
+    assert not pausing.done()
+    assert bench.engine.begun == [0]
+    bench.engine.finish()
+    await pausing
+    assert bench.answered() == [0]
+    other = SlowEngine()
+    other.at_once = {READ, WRITE}
+    bench.server.resume(other)
+    assert bench.answered() == [1, 2]
+    assert (bench.engine.begun, other.begun) == ([0], [1, 2])
+
+
+async def test_the_end_of_a_paused_server() -> None:
+    """What it holds is answered with ERROR, and the pages are given back."""
+    bench = Bench()
+    await bench.server.pause()
+    bench.ask(READ, WRITE)
+    await bench.server.finish()
+    assert bench.pair.answers() == [Answer(0, READ, ERROR), Answer(1, WRITE, ERROR)]
+    assert bench.pages.closed
+
+
+def test_the_first_failure_is_told() -> None:
+    """Of what the engine could not do; not of what the frontend asked for wrongly; and once."""
+    bench = Bench()
+    bench.ask(9, READ, READ, WRITE)
+    bench.engine.finish(1)
+    assert bench.failures == []
+    bench.engine.finish(2, status=ERROR)
+    bench.engine.finish(3, status=ERROR)
+    assert [request.id for request in bench.failures] == [2]
 
 
 EVERYTHING = [READ, WRITE, WRITE_BARRIER, FLUSH_DISKCACHE, DISCARD, 9]
