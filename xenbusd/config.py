@@ -7,6 +7,7 @@ classes = ["vbd"]                 # default: every class that has a driver
 log_format = "auto"               # auto, console, json, journal
 log_level = "info"                # debug, info, warning, error
 loop = "auto"                     # auto, uvloop, asyncio
+arbiter = false                   # true: share each class with Linux's own backends (serve, on Xen)
 
 [hotplug]
 timeout_s = 40.0
@@ -47,6 +48,8 @@ class DaemonConfig:
     log_format: str = "auto"
     log_level: str = "info"
     loop: str = "auto"
+    arbiter: bool = False
+    """Whether to share the classes with Linux's own backends; see xenbusd.arbiter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +166,12 @@ def _host(value: object) -> str:
     raise ValueError(f"{value!r} is no host: write xen, or sim: and the path of a simulated host's socket")
 
 
+def _boolean(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise ValueError(f"{value!r} is neither true nor false")
+
+
 def _folder(value: object) -> str:
     if isinstance(value, str) and value.startswith("/"):
         return value
@@ -196,6 +205,7 @@ _DAEMON: Schema = {
     "log_format": _one_of(log.FORMATS),
     "log_level": _one_of(log.LEVELS),
     "loop": _one_of(loop.CHOICES),
+    "arbiter": _boolean,
 }
 _HOTPLUG: Schema = {"timeout_s": _seconds, "scripts_dir": _folder}
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 from contextlib import AsyncExitStack
 
 from xenbusd import log, notify, registry
+from xenbusd.arbiter import RELEASE_S, Arbiter, restore
 from xenbusd.bus.device import Device, Surroundings
 from xenbusd.bus.domains import follow_domains
 from xenbusd.bus.ports import Ports
@@ -16,10 +18,11 @@ from xenbusd.bus.state import Side
 from xenbusd.config import Config
 from xenbusd.control import ControlServer
 from xenbusd.descriptors import allow_many
-from xenbusd.errors import UsageError
+from xenbusd.errors import StoreLost, UsageError
 from xenbusd.host.interface import Host
 from xenbusd.hotplug import ScriptRunner
-from xenbusd.ids import Domid
+from xenbusd.ids import DOM0, Domid
+from xenbusd.kernel_bus import KernelBus
 from xenbusd.store.client import StoreClient
 
 GUEST_WINDOW = 16
@@ -33,14 +36,16 @@ class Daemon:
         side: backends or frontends.
         host: the door to the machine; closed by its owner.
         config: from file and command line.
+        kernel_bus: where Linux's own backends are, for arbiter mode.
     """
 
-    def __init__(self, side: Side, host: Host, config: Config) -> None:
+    def __init__(self, side: Side, host: Host, config: Config, kernel_bus: KernelBus | None = None) -> None:
         self.side: Side = side
         self.host = host
         self.config = config
         self.log = log.get()
         self.scans: list[Scan] = []
+        self._kernel_bus = kernel_bus or KernelBus()
         self.ready = asyncio.Event()
         """Set once every device class is watched."""
         self._stop = asyncio.Event()
@@ -61,8 +66,9 @@ class Daemon:
         Raises:
             StoreLost: no store answers at the start.
             DriverError: a driver is missing or bad.
-            UsageError: another daemon has this run directory.
+            UsageError: another daemon has this run directory; arbiter mode where it cannot be.
         """
+        check_arbiter(self.side, self.config)
         drivers = registry.find(self.side, self.config.daemon.classes)
         allow_many()
         async with AsyncExitStack() as stack:
@@ -77,8 +83,13 @@ class Daemon:
             stack.push_async_callback(control.close)
             around.ports.start()
             stack.callback(around.ports.stop)
-            self.scans = [Scan(around, driver, name, self.side) for name, driver in drivers.items()]
-            await self._serve(store, domid)
+            arbiter = None
+            if self.config.daemon.arbiter:
+                arbiter = Arbiter(self._kernel_bus, store, domid, registry.claims(drivers), self.log)
+                await stack.enter_async_context(arbiter.arbitrating())
+            is_ours = arbiter.is_ours if arbiter is not None else None
+            self.scans = [Scan(around, driver, name, self.side, is_ours) for name, driver in drivers.items()]
+            await self._serve(store, domid, arbiter)
 
     def _surroundings(self, store: StoreClient, domid: Domid) -> Surroundings:
         config = self.config
@@ -99,13 +110,15 @@ class Daemon:
             run_dir=config.run_dir(domid),
         )
 
-    async def _serve(self, store: StoreClient, domid: Domid) -> None:
+    async def _serve(self, store: StoreClient, domid: Domid, arbiter: Arbiter | None) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(scan.run()) for scan in self.scans]
+                if arbiter is not None:
+                    tasks.append(group.create_task(arbiter.run()))
                 tasks.append(group.create_task(follow_domains(store, self.scans)))
                 tasks.append(group.create_task(self._notifier.keep_alive()))
                 names = " ".join(scan.device_class for scan in self.scans)
@@ -121,6 +134,64 @@ class Daemon:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
             self.log.info("daemon.stopped")
+
+
+def check_arbiter(side: Side, config: Config) -> None:
+    """See that arbiter mode, if it is wanted, is wanted where there is something to share.
+
+    Raises:
+        UsageError
+    """
+    if config.daemon.arbiter and side is Side.FRONTEND:
+        raise UsageError("arbiter mode is for backends: leave arbiter = true out of the agent's configuration file")
+    if config.daemon.arbiter and config.daemon.host != "xen":
+        raise UsageError("arbiter mode shares with Linux's own backends, and a simulated host has none: leave it out")
+
+
+async def release(config: Config, kernel_bus: KernelBus | None = None) -> str:
+    """Undo what a daemon in arbiter mode did that could not do it itself. Does nothing where nothing is to be undone.
+
+    Args:
+        config: as the daemon had it.
+        kernel_bus: the kernel's.
+
+    Returns:
+        What was done, as a sentence.
+
+    Raises:
+        UsageError: a daemon is still there, or the kernel cannot be told.
+        DriverError, StoreLost: the kernel binds new devices again, but what stands there already could not be seen to.
+    """
+    bus = kernel_bus or KernelBus()
+    if config.daemon.host != "xen" or not bus.is_there:
+        return "nothing to release: there are no backends of Linux's here"
+    if bus.autoprobe and not config.daemon.arbiter:
+        return "nothing to release: Linux binds new devices by itself"
+    control = f"{config.run_dir(DOM0)}/control.sock"
+    if answers(control):
+        raise UsageError(f"{control} answers: stop that daemon (systemctl stop xenbusd), and it releases by itself")
+    await restore(bus)
+    from xenbusd.host.real import store_endpoint
+
+    claims = registry.claims(registry.find(Side.BACKEND, config.daemon.classes))
+    try:
+        async with asyncio.timeout(RELEASE_S), StoreClient(store_endpoint()) as store:
+            domid = Domid(int(await store.read("domid")))
+            handed = await Arbiter(bus, store, domid, claims, log.get()).settle()
+    except TimeoutError:
+        raise StoreLost(f"the store has not answered for {RELEASE_S:g} s; run this again when it does") from None
+    return f"Linux binds new devices by itself again; handed over: {' '.join(handed) or 'nothing was left'}"
+
+
+def answers(path: str) -> bool:
+    """Whether somebody listens on a socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+    return True
 
 
 def make_run_dir(path: str) -> str:

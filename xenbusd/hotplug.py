@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING
 
 from xenbusd.errors import HotplugError, LocalProtocolError
+from xenbusd.shipped import shipped_dir
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -33,8 +34,8 @@ KILLED_WITHIN_S = 5.0
 OUTPUT_MAX = 2048
 """Bytes of a script's output that are kept: the last ones, where the reason is."""
 
-SHIPPED_DIR = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "hotplug")
-"""Our own scripts, when we run from a source tree: where a bare name is looked for in the second place."""
+SHIPPED_DIR = shipped_dir("hotplug")
+"""Our own scripts: where a bare name is looked for in the second place; `xenbusctl attach` needs no installation."""
 
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from xenbusd.bus.driver import API_VERSION, Driver
+from xenbusd.bus.driver import API_VERSION, Backend, Driver
 from xenbusd.bus.paths import check_class
 from xenbusd.bus.state import Side
 from xenbusd.errors import DriverError, UsageError
@@ -46,6 +46,15 @@ def find(side: Side, wanted: Iterable[str] | None = None) -> dict[DeviceClass, t
         there_are = ", ".join(sorted(points)) or "none"
         raise DriverError(f"no {side.value} driver for {', '.join(missing)}; there are drivers for {there_are}")
     return {name: _load(points[name], name, side) for name in names}
+
+
+def claims(drivers: Mapping[DeviceClass, type[Driver[Any]]]) -> dict[DeviceClass, str | None]:
+    """For each class that these backend drivers serve, the script that makes a device ours in arbiter mode.
+
+    Returns:
+        A bare name; None: every device of the class is ours.
+    """
+    return {name: driver.claimed_by_script for name, driver in drivers.items() if issubclass(driver, Backend)}
 
 
 def _class_of(point: EntryPoint, name: str) -> DeviceClass:

@@ -39,6 +39,7 @@ def test_every_key(tmp_path: Path) -> None:
             log_format = "json"
             log_level = "debug"
             loop = "asyncio"
+            arbiter = true
             [hotplug]
             timeout_s = 5
             scripts_dir = "/opt/scripts"
@@ -47,7 +48,9 @@ def test_every_key(tmp_path: Path) -> None:
             """,
         )
     )
-    assert config.daemon == DaemonConfig("sim:/run/host.sock", "/run/mine", ("vbd", "echo"), "json", "debug", "asyncio")
+    assert config.daemon == DaemonConfig(
+        "sim:/run/host.sock", "/run/mine", ("vbd", "echo"), "json", "debug", "asyncio", True
+    )
     assert config.hotplug == HotplugConfig(5.0, "/opt/scripts")
     assert config.driver("vbd") == {"images": {"raw": ["/srv"]}}
     assert config.driver("echo") == {}
@@ -82,6 +85,7 @@ def test_it_cannot_be_changed(tmp_path: Path) -> None:
         ("[daemon]\nlog_format = 'xml'\n", 2, "'xml' is none of auto, console, json, journal"),
         ("[daemon]\nlog_level = 3\n", 2, "3 is none of debug, info, warning, error"),
         ("[daemon]\nloop = ['auto']\n", 2, "is none of auto, uvloop, asyncio"),
+        ("[daemon]\narbiter = 'yes'\n", 2, "'yes' is neither true nor false"),
         ("[hotplug]\ntimeout_s = 0\n", 2, "0 is not a number of seconds above 0 and up to 3600"),
         ("[hotplug]\ntimeout_s = true\n", 2, "True is not a number of seconds"),
         ("[hotplug]\ntimeout_s = nan\n", 2, "nan is not a number of seconds"),

@@ -178,3 +178,19 @@ def test_what_is_found_can_be_made() -> None:
     """A driver takes no arguments: one instance for each device."""
     for driver in (ToyBackend, ToyFrontend):
         assert isinstance(driver(), Driver)
+
+
+def test_claims() -> None:
+    """A class is claimed whole, or by the script that its backend names; frontends claim nothing."""
+
+    class SharedBackend(ToyBackend, device_class="shared"):
+        claimed_by_script = "block-toy"
+
+    drivers = {driver.device_class: driver for driver in (AppleBackend, SharedBackend, ToyFrontend)}
+    assert registry.claims(drivers) == {"apple": None, "shared": "block-toy"}
+
+
+def test_disks_are_shared_with_linux() -> None:
+    """Of the tree's own classes, Linux has a backend for vbd: there the script decides."""
+    claims = registry.claims(registry.find(Side.BACKEND, ["echo", "vbd"]))
+    assert claims == {"echo": None, "vbd": "block-xenbusd"}

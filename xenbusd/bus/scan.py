@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from xenbusd.bus.backend import BackendDevice
 from xenbusd.bus.device import Device, Surroundings
 from xenbusd.bus.driver import Driver
 from xenbusd.bus.frontend import FrontendDevice
+from xenbusd.bus.handover import forget
 from xenbusd.bus.paths import DeviceId, backend_root, frontend_root, parse_number
 from xenbusd.bus.state import Side, State, parse_state
 from xenbusd.bus.supervisor import Supervisor
@@ -109,9 +113,22 @@ class Scan:
         paths = [self.root]
         for _ in range(self._depth):
             paths = [f"{path}/{name}" for path in paths for name in await self._names(path)]
+        self._sweep(paths)
         for path in paths:
             if path not in self._known:
                 await self._probe(path)
+
+    def _sweep(self, paths: list[str]) -> None:
+        """Remove the rings' journals of devices that are not there any more: they went while no process served them."""
+        if self.side is not Side.BACKEND:
+            return
+        run_dir = self.around.run_dir
+        there = {"-".join([self.device_class, *path.split("/")[-2:]]) for path in [*paths, *self._known]}
+        with suppress(FileNotFoundError):
+            found = {name.partition(".ring")[0] for name in os.listdir(run_dir) if ".ring" in name}
+            for name in found - there:
+                if re.fullmatch(rf"{re.escape(self.device_class)}-\d+-\d+", name):
+                    forget(f"{run_dir}/{name}.ring")
 
     async def _names(self, path: str) -> list[str]:
         try:
