@@ -26,6 +26,8 @@ from xenbusd_vbd.direct_engine import DirectEngine
 from xenbusd_vbd.engine import Engine
 from xenbusd_vbd.file_engine import FileEngine
 from xenbusd_vbd.image import Image
+from xenbusd_vbd.image_formats import has_file
+from xenbusd_vbd.image_server import open_image_server
 from xenbusd_vbd.live import LIVE, LiveDisk
 from xenbusd_vbd.pages import CopiedPages, Pages, PersistentPages
 from xenbusd_vbd.params import RAW, parse
@@ -68,7 +70,7 @@ class VbdBackend(Backend, device_class="vbd"):
         """Take target=, mode= and the others of `xenbusd_vbd.toolstack.PARAMETERS`; a local target must be there."""
         keys = directories(devid, parameters)
         format, path = parse(keys.backend["params"])
-        if not path.startswith("/"):
+        if format != RAW and not has_file(format):
             return keys  # on the network
         try:
             mode = os.stat(path).st_mode
@@ -154,8 +156,6 @@ async def open_engine(dev: BackendDevice) -> Engine:
 
 async def _open_served(dev: BackendDevice, format: str, path: str, *, writable: bool, shared: bool) -> Engine:
     """Have an image server serve an image of another format."""
-    from xenbusd_vbd.image_server import open_image_server
-
     return await open_image_server(
         format,
         path,
@@ -164,6 +164,7 @@ async def _open_served(dev: BackendDevice, format: str, path: str, *, writable: 
         socket_path=dev.run_path("nbd"),
         log=dev.log,
         options=dev.options,
+        fence_s=FENCE_S * dev.adopted,
     )
 
 

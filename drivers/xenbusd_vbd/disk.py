@@ -20,13 +20,13 @@ class Disk(Protocol):
 
     Each method returns at once. Its `done` is called exactly once, from the event loop's thread, either before the
     method returns or later, and in any order among requests. Offsets and lengths are in bytes, are multiples of
-    `block_size`, and lie within `size_bytes`: the export has refused everything else. A length may exceed
-    `max_request`; the disk splits it. Failures arrive through `done`; a method that raises has a bug.
+    `block_size`, and lie within what was `size_bytes` once: the export has refused everything else. A length may
+    exceed `max_request`; the disk splits it. Failures arrive through `done`; a method that raises has a bug.
     """
 
     @property
     def size_bytes(self) -> int:
-        """The disk's size: a multiple of `block_size`."""
+        """The disk's size: a multiple of `block_size`. It may change; `NbdExport.refresh` is called then."""
 
     @property
     def read_only(self) -> bool:
@@ -42,11 +42,15 @@ class Disk(Protocol):
 
     @property
     def block_size(self) -> int:
-        """The smallest unit of offset and length, in bytes: 512."""
+        """The smallest unit of offset and length, in bytes: 512, or 4096 for instance."""
 
     @property
     def preferred_size(self) -> int:
         """The smallest request, in bytes, that is done without a detour: a power of two, 4096 for instance."""
+
+    @property
+    def kind(self) -> str:
+        """What it is, for people: "disk", "CD-ROM"."""
 
     @property
     def max_request(self) -> int:

@@ -1,54 +1,73 @@
 """The vbd frontend: a disk for this domain's programs, as an NBD export on a UNIX socket, and at /dev/nbdN where the
-kernel has the nbd module. The keys are in this package's README."""
+kernel has the nbd module. The keys and options are in this package's README."""
 
 from __future__ import annotations
 
-from xenbusd.api import Frontend, FrontendDevice, NodeValueError, boolean, unsigned
+import asyncio
+
+from xenbusd.api import Frontend, FrontendDevice, UsageError, XenbusdError, unsigned
+from xenbusd_vbd.geometry import SECTORS_MAX, read_geometry, read_limits
 from xenbusd_vbd.nbd_device import Kernel, NbdDevice, NbdDeviceError
 from xenbusd_vbd.nbd_export import NbdExport
-from xenbusd_vbd.protocol import SECTOR, VDISK_READONLY, X86_64
-from xenbusd_vbd.queue import BlockQueue, Geometry, pool_pages
+from xenbusd_vbd.pool import PAGES, PAGES_LEAST, share_pool
+from xenbusd_vbd.protocol import MAX_RING_PAGE_ORDER, SECTOR, X86_64
+from xenbusd_vbd.ring_disk import RingDisk
 
 SETTLE_S = 5.0
-"""How long requests in the ring may take once the backend has asked us to close."""
+"""How long requests in the rings may take once the backend has asked us to close."""
 
-SECTORS_MAX = 1 << 54
-"""8 EiB: more cannot be addressed in bytes."""
+QUEUES_MAX = 16
+PAGES_MAX = 1 << 16
 
 
 class VbdFrontend(Frontend, device_class="vbd"):
-    """Offer one disk. The export and its clients outlive a ring, for as long as the device is there."""
+    """Offer one disk. The export and its clients outlive the rings, for as long as the device is there."""
 
     def __init__(self) -> None:
-        self._queue: BlockQueue | None = None
+        self._disk: RingDisk | None = None
         self._export: NbdExport | None = None
         self._device: NbdDevice | None = None
 
     async def run(self, dev: FrontendDevice) -> None:
-        """Live through one connection: offer a ring and data pages, learn the disk's geometry, pass requests on."""
+        """Live through one connection: offer rings and data pages, learn the disk's geometry, pass requests on."""
+        wanted, pages = number_option(dev, "queues", 1, 1, QUEUES_MAX), number_option(dev, "pages", PAGES, 1, PAGES_MAX)
+        wanted_order = number_option(dev, "ring_page_order", 0, 0, MAX_RING_PAGE_ORDER)
         await dev.backend_ready()
-        async with dev.offer(X86_64.ring, protocol=X86_64.name, feature_persistent=1) as link:
+        limits = await read_limits(dev)
+        queues = min(wanted, limits.queues)
+        order = min(wanted_order, limits.ring_page_order or 0) or None  # one page, in the spelling that all know
+        async with dev.offer_queues(
+            X86_64.ring, queues=queues, order=order, protocol=X86_64.name, feature_persistent=1
+        ) as links:
             geometry = await read_geometry(dev)
-            pool = link.grants.share(dev.otherend.domid, pool_pages(link.ring.size))
-            queue = self._queue = self._queue or BlockQueue(geometry)
+            pool = share_pool(links[0].grants, dev.otherend.domid, max(pages, PAGES_LEAST))
+            disk = self._disk = self._disk or RingDisk(geometry)
+            following: asyncio.Task[None] | None = None
             try:
-                queue.attach(link, X86_64, pool, geometry)
-                await self._offer_to_programs(dev, queue)
+                attached = disk.attach(links, X86_64, pool, geometry, limits.indirect_segments)
+                await self._offer_to_programs(dev, disk)
                 await dev.connected()
-                await link.serve(queue.drain)
-                if not await queue.settle(SETTLE_S):
+                for link, queue in zip(links, attached, strict=True):
+                    link.start(queue.drain)
+                following = asyncio.create_task(self._follow(dev, disk))
+                await dev.until_over()
+                if not await disk.settle(SETTLE_S):
                     dev.log.warning("otherend.late", reason="requests were left in the ring")
             finally:
-                queue.detach()
-                pool.unshare()
+                if following is not None:
+                    following.cancel()
+                disk.detach()
+                pool.close()
 
-    async def _offer_to_programs(self, dev: FrontendDevice, queue: BlockQueue) -> None:
-        if self._export is None:
-            name = await dev.own.read("virtual-device", unsigned(), default=int(dev.id.devid))
-            self._export = NbdExport(queue, name=f"vbd-{name}", log=dev.log.warning)
-            await self._export.listen(dev.run_path("sock"))
-            if dev.options.get("nbd_device", True) and Kernel().has_nbd():
-                await self._attach_to_kernel(dev, self._export)
+    async def _offer_to_programs(self, dev: FrontendDevice, disk: RingDisk) -> None:
+        if self._export is not None:
+            await self._resized(dev, self._export)  # with another backend's disk, or the same that has grown meanwhile
+            return
+        name = await dev.own.read("virtual-device", unsigned(), default=int(dev.id.devid))
+        self._export = NbdExport(disk, name=f"vbd-{name}", log=dev.log.warning)
+        await self._export.listen(dev.run_path("sock"))
+        if dev.options.get("nbd_device", True) and Kernel().has_nbd():
+            await self._attach_to_kernel(dev, self._export)
 
     async def _attach_to_kernel(self, dev: FrontendDevice, export: NbdExport) -> None:
         """Make the disk a block device of this domain; without one, it still has its socket."""
@@ -59,32 +78,55 @@ class VbdFrontend(Frontend, device_class="vbd"):
         else:
             dev.log.info("nbd.attached", path=self._device.path)
 
+    async def _follow(self, dev: FrontendDevice, disk: RingDisk) -> None:
+        """Follow the disk's size: the backend writes it anew, and its state with the same value (T34)."""
+        try:
+            async for _ in dev.changes():
+                sectors = await dev.otherend.read("sectors", unsigned(SECTORS_MAX), default=0)
+                if sectors and sectors * SECTOR != disk.size_bytes:
+                    await self._follow_to(dev, disk, sectors)
+        except XenbusdError as error:
+            dev.fail(error)
+
+    async def _follow_to(self, dev: FrontendDevice, disk: RingDisk, sectors: int) -> None:
+        old, new = disk.size_bytes // SECTOR, sectors // (disk.block_size // SECTOR) * (disk.block_size // SECTOR)
+        if new == old:
+            return
+        disk.resize(new)
+        if new < old:  # who has it open keeps what it knows; the backend refuses what is not there any more
+            dev.log.warning("disk.shrunk", old_sectors=old, new_sectors=new)
+        else:
+            dev.log.info("disk.grown", old_sectors=old, new_sectors=new)
+        if self._export is not None:
+            await self._resized(dev, self._export)
+
+    async def _resized(self, dev: FrontendDevice, export: NbdExport) -> None:
+        """Tell the export's clients, as far as they can be told; the kernel's device only grows."""
+        told = export.size_bytes
+        export.refresh()
+        if self._device is not None and export.size_bytes > told:
+            try:
+                await self._device.resize()
+            except NbdDeviceError as error:
+                dev.log.warning("nbd.failed", error=str(error))
+
     async def close(self) -> None:
         """The device is gone: fail what is left, and end the block device and the export."""
-        if self._queue is not None:
-            self._queue.die()
+        if self._disk is not None:
+            self._disk.die()
         if self._device is not None:
             await self._device.detach()
         if self._export is not None:
             await self._export.close()
 
 
-async def read_geometry(dev: FrontendDevice) -> Geometry:
-    """Read what the backend has published, and believe none of it unchecked.
+def number_option(dev: FrontendDevice, key: str, default: int, least: int, most: int) -> int:
+    """Read a number of the configuration's [drivers.vbd].
 
     Raises:
-        NodeValueError: a key is missing or cannot be.
+        UsageError: it is none, or out of its range.
     """
-    read = dev.otherend.read
-    sector_size = await read("sector-size", unsigned(1 << 16), default=SECTOR)
-    if sector_size < SECTOR or sector_size & (sector_size - 1):
-        raise NodeValueError(
-            f"{dev.otherend.path}/sector-size is {sector_size}; it should be 512 or a larger power of 2"
-        )
-    return Geometry(
-        sectors=await read("sectors", unsigned(SECTORS_MAX)),
-        read_only=bool(await read("info", unsigned()) & VDISK_READONLY),
-        can_flush=await read("feature-flush-cache", boolean, default=False),
-        can_trim=await read("feature-discard", boolean, default=False),
-        physical_sector_bytes=await read("physical-sector-size", unsigned(1 << 24), default=sector_size),
-    )
+    value = dev.options.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise UsageError(f"[drivers.vbd] {key} = {value!r}: write a number from {least} to {most}")
+    return value

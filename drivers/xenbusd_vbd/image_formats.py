@@ -95,7 +95,7 @@ def check(target: Target) -> None:
             f"{target}: a {target.format} image cannot have two writers, who would destroy its tables; use mode w",
             errno.EINVAL,
         )
-    if target.cache not in CACHES:
+    if target.cache not in tuple(CACHES):
         raise ImageError(f"image_cache is {target.cache!r}; write one of {', '.join(CACHES)}", errno.EINVAL)
     if target.format == "nbdkit":
         _words(target)

@@ -182,7 +182,10 @@ class ServerProcess:
     @property
     def tail(self) -> str:
         """The last of what it said on stderr."""
-        return self._tail.decode(errors="backslashreplace").strip()
+        tail = self._tail
+        if len(tail) == TAIL_MAX:
+            tail = tail[tail.find(b"\n") + 1 :]  # the line that was cut says nothing
+        return tail.decode(errors="backslashreplace").strip()
 
     def _listen(self) -> None:
         """Take what it says, so that it never waits for us."""
@@ -282,6 +285,8 @@ def complaint(target: Target, program: str, status: int, words: str) -> ImageErr
         "No such file": errno.ENOENT,
         "Permission denied": errno.EACCES,
         "not in ": errno.EINVAL,
+        "not an ": errno.EINVAL,
+        "nvalid": errno.EINVAL,
         "orrupt": errno.EUCLEAN,
     }
     code = next((number for sign, number in codes.items() if sign in words), errno.EIO)

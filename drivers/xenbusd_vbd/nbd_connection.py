@@ -167,6 +167,11 @@ class NbdConnection(asyncio.BufferedProtocol):
 
     # What the export calls.
 
+    def grow(self, size_bytes: int) -> None:
+        """Let requests reach as far as the disk does now, if it is larger than it was."""
+        if size_bytes > self._rules.size_bytes:
+            self._rules = self._rules._replace(size_bytes=size_bytes)
+
     def finish(self) -> None:
         """Take no more requests, answer those in flight, then close. A handshake is broken off."""
         self._finishing = True

@@ -165,6 +165,28 @@ class NbdDevice:
             raise NbdDeviceError(f"{device.path}: the kernel gave it up at once: {why}")
         return device
 
+    async def resize(self) -> None:
+        """Tell the kernel the size that the export has now; whoever has the device open sees it at once.
+
+        Raises:
+            NbdDeviceError: the kernel refuses.
+        """
+        if self._fd < 0 or self._over.done():
+            return
+        fd = os.dup(self._fd)
+        # In a thread: a kernel may wait for requests that are under way, and it is we who answer them.
+        try:
+            await asyncio.to_thread(self._set_size, fd)
+        except OSError as error:
+            raise NbdDeviceError(f"the kernel refuses a new size of {self.path}: {error.strerror}") from error
+
+    def _set_size(self, fd: int) -> None:
+        try:
+            size_bytes, block = self._export.size_bytes, self._export.block_size
+            self._kernel.ioctl(fd, NBD_SET_SIZE_BLOCKS, size_bytes // block)
+        finally:
+            os.close(fd)
+
     async def detach(self, *, timeout_s: float = DETACH_S) -> None:
         """Let go of the device: the kernel answers what it holds, or fails it when time is up. Idempotent.
 

@@ -178,7 +178,8 @@ class Haggle:
         # Block sizes are asked for by INFO, not by GO: who asks for them by GO has promised to keep to them, and a
         # server that likes 4096 would no longer read, modify and write for a request of 512.
         sizes = await self._ask(Option.INFO, Info.BLOCK_SIZE)
-        return self._checked({**sizes, **await self._ask(Option.GO)} if go else sizes)
+        export = self._checked(sizes)
+        return self._checked({**sizes, **await self._ask(Option.GO)}) if go else export
 
     async def _ask(self, option: Option, *infos: int) -> dict[int, bytes]:
         """Send INFO or GO, and return what the server tells: kind of information -> the whole of that reply."""
@@ -222,7 +223,7 @@ class Haggle:
         why = _ERRORS.get(number, f"answers with error {number}")
         words = data[:256].decode(errors="backslashreplace")
         sentence = f"the NBD server at {self._address} {why}" + (f": {words}" if words else "")
-        return ImageError(sentence, errno.ENOENT if number == 6 else errno.EPROTO)
+        return ImageError(sentence, errno.ENXIO if number == 6 else errno.EPROTO)
 
     def _breach(self, what: str) -> ImageError:
         return ImageError(f"what answers at {self._address} breaks the NBD protocol: {what}", errno.EPROTO)

@@ -66,6 +66,17 @@ class NbdExport:
         """How many clients are connected now."""
         return len(self._connections)
 
+    def refresh(self) -> None:
+        """Look at the disk again. Clients that connect from now on are told of it as it is now; those that are there
+        may reach what has been added to it, and learn of the rest when they connect the next time.
+
+        Raises:
+            ValueError: the disk's sizes are such as cannot be announced.
+        """
+        self._offer = offer_of(self._disk, self.name)
+        for connection in self._connections:
+            connection.grow(self._offer.size_bytes)
+
     async def listen(self, path: str) -> None:
         """Accept clients on a UNIX socket that only its owner may use.
 
@@ -182,4 +193,4 @@ def offer_of(disk: Disk, name: str) -> Offer:
         flags |= TransmissionFlags.SEND_TRIM
     if disk.can_flush:
         flags |= TransmissionFlags.SEND_FLUSH | TransmissionFlags.SEND_FUA
-    return Offer(name, f"Xen disk {name}", disk.size_bytes, flags, block, preferred, REQUEST_DATA_MAX)
+    return Offer(name, f"Xen {disk.kind} {name}", disk.size_bytes, flags, block, preferred, REQUEST_DATA_MAX)

@@ -10,7 +10,7 @@ from xenbusd.api import ImageError
 
 RAW = "raw"
 
-_FORMAT = re.compile(r"([a-z][a-z0-9]*):(.*)", re.ASCII | re.DOTALL)
+_FORMAT = re.compile(r"([a-z][a-z0-9+]*):(.*)", re.ASCII | re.DOTALL)
 
 
 class Params(NamedTuple):

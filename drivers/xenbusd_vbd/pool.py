@@ -1,14 +1,14 @@
 """The frontend's data pages: shared once with the backend, used again and again by all queues of a disk.
 
-A request takes as many pages as it has, from one pool. So a few pages serve many small requests or some large ones,
-where an area for each slot, as large as the largest request, would need many times as many; and a guest has only 1024
-of them for all of its disks (T65). The page that was given back last is taken first, so that the backend, which may
-keep them mapped, sees few. The price is that a request's data lies in pieces of a page.
+A request takes as many pages as it has, side by side, from one pool. So a few pages serve many small requests or some
+large ones, where an area for each slot, as large as the largest request, would need many times as many; and a guest has
+only 1024 of them for all of its disks (T65). The first that are free are taken, so that the backend, which may keep
+them mapped, sees few. A request that finds no such run waits, and those behind it wait with it, until there is one.
 """
 
 from __future__ import annotations
 
-from xenbusd.api import PAGE_SIZE, Domid, GrantError, Grants, Share
+from xenbusd.api import Domid, GrantError, Grants, Share
 from xenbusd_vbd.protocol import INDIRECT_SEGMENTS_MAX, SEGMENTS_MAX
 
 PAGES = 352
@@ -17,8 +17,11 @@ PAGES = 352
 PAGES_LEAST = SEGMENTS_MAX
 """Fewer are of no use: one request may need so many."""
 
+FREE = b"\1"
+"""What `Pool.free` has for a page that nobody has."""
+
 LARGEST_SHARE = 8
-"""How many of the largest requests the pool holds at once: with one alone, the backend would wait for us each time."""
+"""About how many of the largest requests the pool holds at once: with one, the backend would wait for us each time."""
 
 
 class Pool:
@@ -28,17 +31,28 @@ class Pool:
         share: the pages; given back by `close`.
     """
 
-    __slots__ = ("_share", "free", "grefs", "size", "views")
+    __slots__ = ("_share", "free", "grefs", "memory", "size")
 
     def __init__(self, share: Share) -> None:
         self._share = share
+        self.memory = share.view
+        """All pages; whoever slices it lets go of the slice before `close`."""
         self.grefs = share.grefs
         self.size = len(share.grefs)
         """Pages in all."""
-        self.views = [share.view[at : at + PAGE_SIZE] for at in range(0, self.size * PAGE_SIZE, PAGE_SIZE)]
-        """Each page, by its number in the pool."""
-        self.free = list(range(self.size))
-        """The numbers of those that no request has."""
+        self.free = bytearray(FREE * self.size)
+        """A byte for each page: 1 if no request has it."""
+
+    def take(self, count: int) -> int:
+        """Take pages side by side. Return the number of the first, or -1 if there are none such."""
+        first = self.free.find(FREE * count)
+        if first >= 0:
+            self.free[first : first + count] = bytes(count)
+        return first
+
+    def give(self, first: int, count: int) -> None:
+        """Give back what was taken."""
+        self.free[first : first + count] = FREE * count
 
     def segments(self, offered: int) -> int:
         """How many segments the largest request may have.
@@ -50,11 +64,7 @@ class Pool:
         return max(most, SEGMENTS_MAX)
 
     def close(self) -> None:
-        """Take the pages back. No request may have any. Idempotent."""
-        for view in self.views:
-            view.release()
-        self.views.clear()
-        self.free.clear()
+        """Take the pages back. Idempotent."""
         self._share.unshare()
 
 

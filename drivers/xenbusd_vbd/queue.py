@@ -9,7 +9,7 @@ import errno
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from xenbusd.api import FrontLink, OtherendError, Raw
+from xenbusd.api import PAGE_SIZE, FrontLink, OtherendError, Raw
 from xenbusd_vbd.pool import Pool
 from xenbusd_vbd.protocol import (
     DISCARD,
@@ -27,6 +27,8 @@ from xenbusd_vbd.protocol import (
 CHUNK = 8
 """Slots that become free before they are used again: the backend goes on while we take the other responses."""
 
+_WITH_DATA = (READ, WRITE)
+
 Done = Callable[[int, Sequence[memoryview]], None]
 """Called with an errno and, for a read, its data in order: valid during the call only."""
 
@@ -42,7 +44,7 @@ class Shadow:
         done: called once.
     """
 
-    __slots__ = ("data", "done", "need", "op", "order", "pages", "sector", "sectors")
+    __slots__ = ("data", "done", "need", "op", "order", "page", "sector", "sectors")
 
     def __init__(self, op: int, sector: int, sectors: int, data: memoryview | None, done: Done) -> None:
         self.op = op
@@ -50,11 +52,11 @@ class Shadow:
         self.sectors = sectors
         self.data = data
         self.done = done
-        need = (sectors + SECTORS_PER_PAGE - 1) // SECTORS_PER_PAGE if op == READ or op == WRITE else 0
+        need = (sectors + SECTORS_PER_PAGE - 1) // SECTORS_PER_PAGE if op in _WITH_DATA else 0
         self.need = need if need <= SEGMENTS_MAX else need + 1
-        """Pages that it takes: those of its data, and one more for the descriptors of many."""
-        self.pages: list[int] = []
-        """Their numbers in the pool, while it is in a ring: data first."""
+        """Pages that it takes: those of its data, and one more behind them for the descriptors of many."""
+        self.page = 0
+        """The first one's number in the pool, while it is in a ring."""
         self.order = 0
         """Its place among all requests of the disk."""
 
@@ -87,54 +89,39 @@ class BlockQueue:
 
     def fill(self, waiting: deque[Shadow], most: int) -> None:
         """Put up to `most` of the waiting requests into the ring, in order, as far as there are slots and pages."""
-        free, pages, in_ring = self._free, self._pool.free, self.in_ring
-        put, pack, views, grefs = self._ring.put, self._abi.pack_request, self._pool.views, self._pool.grefs
+        free, pool, in_ring = self._free, self._pool, self.in_ring
+        put, pack, memory, grefs = self._ring.put, self._abi.pack_request, pool.memory, pool.grefs
         while waiting and free and most:
             shadow = waiting[0]
-            need = shadow.need
-            if need > len(pages):
-                return
+            need, page = shadow.need, 0
+            if need:
+                page = pool.take(need)
+                if page < 0:
+                    return
+                shadow.page = page
+                data = shadow.data
+                if data is not None:
+                    start = page * PAGE_SIZE
+                    memory[start : start + len(data)] = data
             waiting.popleft()
             most -= 1
             id = free.pop()
             in_ring[id] = shadow
-            if need == 1:  # the commonest by far
-                page = pages.pop()
-                shadow.pages = [page]
-                data = shadow.data
-                if data is not None:
-                    views[page][: len(data)] = data
-                put(pack(shadow.op, id, shadow.sector, (grefs[page],), shadow.sectors))
-            elif need:
-                self._put_pages(id, shadow)
+            if need > SEGMENTS_MAX:
+                self._put_indirect(id, shadow)
             elif shadow.op == DISCARD:
                 put(self._abi.pack_discard(id, shadow.sector, shadow.sectors))
             else:
-                put(pack(shadow.op, id, 0, (), 0))
+                put(pack(shadow.op, id, shadow.sector, grefs[page : page + need], shadow.sectors))
 
-    def _put_pages(self, id: int, shadow: Shadow) -> None:
-        """Put a read or write of several pages: as an indirect request if they are too many for a slot."""
-        pool, abi, need = self._pool, self._abi, shadow.need
-        shadow.pages = pool.free[-need:]
-        del pool.free[-need:]
-        count = (shadow.sectors + SECTORS_PER_PAGE - 1) // SECTORS_PER_PAGE
-        numbers = shadow.pages[:count]
-        data = shadow.data
-        if data is not None:
-            at = 0
-            for number in numbers:
-                view = pool.views[number]
-                piece = data[at : at + len(view)]
-                view[: len(piece)] = piece
-                at += len(view)
-        grefs = tuple([pool.grefs[number] for number in numbers])
-        if count == need:
-            self._ring.put(abi.pack_request(shadow.op, id, shadow.sector, grefs, shadow.sectors))
-            return
-        descriptors = pack_segments(grefs, shadow.sectors)
-        last = shadow.pages[-1]
-        pool.views[last][: len(descriptors)] = descriptors
-        self._ring.put(abi.pack_indirect(shadow.op, id, shadow.sector, count, (pool.grefs[last],)))
+    def _put_indirect(self, id: int, shadow: Shadow) -> None:
+        """Put a read or write of more segments than a slot holds."""
+        pool, last = self._pool, shadow.page + shadow.need - 1
+        descriptors = pack_segments(pool.grefs[shadow.page : last], shadow.sectors)
+        start = last * PAGE_SIZE
+        pool.memory[start : start + len(descriptors)] = descriptors
+        segments = shadow.need - 1
+        self._ring.put(self._abi.pack_indirect(shadow.op, id, shadow.sector, segments, (pool.grefs[last],)))
 
     def publish(self) -> None:
         """Show what was put to the backend."""
@@ -148,7 +135,7 @@ class BlockQueue:
         """
         run, count = self._ring.take()
         parse, stride, in_ring = self._abi.parse_response, self._abi.slot_bytes, self.in_ring
-        free, pages, counters = self._free, self._pool.free, self._counters
+        free, pool, counters = self._free, self._pool, self._counters
         for start in range(0, count * stride, stride):
             id, op, status = parse(run, start)
             shadow = in_ring.get(id)
@@ -159,24 +146,18 @@ class BlockQueue:
             del in_ring[id]
             counters["requests"] += 1
             if status == OKAY:
-                counters["bytes"] += shadow.sectors * SECTOR
-                shadow.done(0, self._pieces(shadow) if op == READ else ())
+                length = shadow.sectors * SECTOR
+                counters["bytes"] += length
+                place = shadow.page * PAGE_SIZE
+                shadow.done(0, (pool.memory[place : place + length],) if op == READ else ())
             else:
                 counters["errors"] += 1
                 shadow.done(errno.EOPNOTSUPP if status == EOPNOTSUPP else errno.EIO, ())
             free.append(id)
-            pages += shadow.pages
+            if shadow.need:
+                pool.give(shadow.page, shadow.need)
             if len(free) >= CHUNK:
                 self._pump()
         if count:
             self._pump()
         return count > 0
-
-    def _pieces(self, shadow: Shadow) -> list[memoryview]:
-        """A read's data, where it lies."""
-        views = self._pool.views
-        count, rest = divmod(shadow.sectors, SECTORS_PER_PAGE)
-        pieces = [views[number] for number in shadow.pages[:count]]
-        if rest:
-            pieces.append(views[shadow.pages[count]][: rest * SECTOR])
-        return pieces

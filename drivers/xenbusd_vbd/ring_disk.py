@@ -24,6 +24,7 @@ from xenbusd_vbd.protocol import (
     FLUSH_DISKCACHE,
     READ,
     SECTOR,
+    SECTORS_PER_PAGE,
     SEGMENTS_MAX,
     WRITE,
     WRITE_BARRIER,
@@ -50,9 +51,10 @@ class RingDisk:
         self._loop = asyncio.get_running_loop()
         self._queues: list[BlockQueue] = []
         self._waiting: deque[Shadow] = deque()
-        self._most = SEGMENTS_MAX * PAGE_SIZE
+        self._most_sectors = SEGMENTS_MAX * SECTORS_PER_PAGE
         self._made = 0
         self._pumping = False
+        self._settling = False
         self._idle = asyncio.Event()
         self._dead = False
 
@@ -92,11 +94,11 @@ class RingDisk:
     @property
     def max_request(self) -> int:
         """Bytes of the largest request that is not split."""
-        return self._most
+        return self._most_sectors * SECTOR
 
     @property
     def kind(self) -> str:
-        """What it is, for people."""
+        """What it is, for people: "disk" or "CD-ROM"."""
         return "CD-ROM" if self._geometry.is_cdrom else "disk"
 
     def read(self, offset: int, length: int, done: Done) -> None:
@@ -127,7 +129,7 @@ class RingDisk:
         if offset >= end:
             done(0)
             return
-        gather = _Gather(lambda error: done(error))
+        gather = _Gather(done)
         for at in range(offset, end, DISCARD_BYTES_MAX):
             size = min(DISCARD_BYTES_MAX, end - at)
             self._send(Shadow(DISCARD, at // SECTOR, size // SECTOR, None, gather.part()))
@@ -155,12 +157,15 @@ class RingDisk:
             A queue for each link, whose `drain` the link is to be started with.
         """
         self._geometry = geometry
-        self._most = pool.segments(indirect_segments) * PAGE_SIZE
+        self._most_sectors = pool.segments(indirect_segments) * SECTORS_PER_PAGE
         waiting, self._waiting = self._waiting, deque()
         for shadow in waiting:  # made for a backend that may have taken others than this one does
             if shadow.op in (FLUSH_DISKCACHE, WRITE_BARRIER):
                 shadow.op = shadow.op if geometry.flush_op is None else geometry.flush_op
-            self._add(shadow)
+            if shadow.sectors <= self._most_sectors or shadow.op == DISCARD:
+                self._waiting.append(shadow)
+            else:
+                self._split(shadow)
         self._queues = [BlockQueue(link, abi, pool, self._pump) for link in links]
         self._pump()
         return self._queues
@@ -181,6 +186,7 @@ class RingDisk:
 
     async def settle(self, timeout_s: float) -> bool:
         """Wait until nothing is in the rings or waiting for them; False if the time was up first."""
+        self._settling = True
         try:
             async with asyncio.timeout(timeout_s):
                 while self._pumping or any(queue.in_ring for queue in self._queues):
@@ -196,17 +202,17 @@ class RingDisk:
             return
         self._made += 1
         shadow.order = self._made
-        self._add(shadow)
+        if shadow.sectors <= self._most_sectors or shadow.op == DISCARD:
+            self._waiting.append(shadow)
+        else:
+            self._split(shadow)
         if not self._pumping and self._queues:
             self._pumping = True  # once for all requests of this turn of the loop
             self._loop.call_soon(self._pump)
 
-    def _add(self, shadow: Shadow) -> None:
-        """Put a request at the end of the line, in parts if it is too large for a ring."""
-        most = self._most // SECTOR
-        if shadow.sectors <= most or shadow.op == DISCARD:
-            self._waiting.append(shadow)
-            return
+    def _split(self, shadow: Shadow) -> None:
+        """Put a read or write that is too large for a ring at the end of the line, in parts."""
+        most = self._most_sectors
         if shadow.op == READ:
             whole = memoryview(bytearray(shadow.sectors * SECTOR))
             gather = _Gather(lambda error: shadow.done(error, () if error else (whole,)))
@@ -227,12 +233,13 @@ class RingDisk:
         """Put waiting requests into free slots, then publish them together."""
         self._pumping = False
         waiting, queues = self._waiting, self._queues
-        if len(queues) == 1:
-            queues[0].fill(waiting, len(waiting))
-            queues[0].publish()
-        else:
-            self._spread()
-        if not waiting and not any(queue.in_ring for queue in queues):
+        if waiting:
+            if len(queues) == 1:
+                queues[0].fill(waiting, len(waiting))
+                queues[0].publish()
+            elif queues:
+                self._spread()
+        if self._settling and not any(queue.in_ring for queue in queues):
             self._idle.set()
 
     def _spread(self) -> None:

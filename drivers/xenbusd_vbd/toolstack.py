@@ -69,7 +69,7 @@ def directories(devid: Devid, parameters: Mapping[str, str]) -> Directories:
     if unknown:
         raise UsageError(f"vbd: unknown parameter {unknown[0]!r}; there are {', '.join(PARAMETERS)}")
     target = parameters.get("target", "")
-    if not re.fullmatch(r"/.*|[a-z][a-z0-9]*:.+", target, re.DOTALL) or re.match(r"(raw|aio):(?!/)", target):
+    if not re.fullmatch(r"/.*|[a-z][a-z0-9+]*:.+", target, re.DOTALL) or re.match(r"(raw|aio):(?!/)", target):
         raise UsageError("vbd: say what to serve by its absolute path: target=/path/to/disk.img, or qcow2:/path")
     mode = _one_of(parameters, "mode", "w", "r", "w!")
     device_type = _one_of(parameters, "device-type", "disk", "cdrom")

@@ -21,6 +21,7 @@ from xenbusd_vbd.params import RAW, Params, parse
         ("qcow2:/srv/disk", Params("qcow2", "/srv/disk")),
         ("nbd://storage:10809/disk", Params("nbd", "//storage:10809/disk")),
         ("nbd:unix:/run/export.sock", Params("nbd", "unix:/run/export.sock")),
+        ("nbd+unix:///disk?socket=/run/x", Params("nbd+unix", "///disk?socket=/run/x")),
         ("nosuch:/srv/disk", Params("nosuch", "/srv/disk")),
     ],
 )
