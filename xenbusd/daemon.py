@@ -70,6 +70,8 @@ class Daemon:
         """
         check_arbiter(self.side, self.config)
         drivers = registry.find(self.side, self.config.daemon.classes)
+        for name, driver in drivers.items():
+            driver.check_options(self.config.driver(name))
         allow_many()
         async with AsyncExitStack() as stack:
             store = StoreClient(self.host.store, window=GUEST_WINDOW if self.side is Side.FRONTEND else 0)

@@ -29,6 +29,7 @@ from xenbusd_vbd.image import Image
 from xenbusd_vbd.image_formats import has_file
 from xenbusd_vbd.image_server import open_image_server
 from xenbusd_vbd.live import LIVE, LiveDisk
+from xenbusd_vbd.options import check
 from xenbusd_vbd.pages import CopiedPages, Pages, PersistentPages
 from xenbusd_vbd.params import RAW, parse
 from xenbusd_vbd.protocol import (
@@ -59,6 +60,11 @@ class VbdBackend(Backend, device_class="vbd"):
 
     claimed_by_script = "block-xenbusd"
     live = LIVE
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, object]) -> None:
+        """Take those of `xenbusd_vbd.options`."""
+        check(options)
 
     @classmethod
     def parse_devid(cls, text: str) -> Devid:

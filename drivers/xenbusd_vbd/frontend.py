@@ -4,24 +4,28 @@ kernel has the nbd module. The keys and options are in this package's README."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
-from xenbusd.api import Frontend, FrontendDevice, UsageError, XenbusdError, unsigned
+from xenbusd.api import Frontend, FrontendDevice, XenbusdError, unsigned
 from xenbusd_vbd.geometry import SECTORS_MAX, read_geometry, read_limits
 from xenbusd_vbd.nbd_device import Kernel, NbdDevice, NbdDeviceError
 from xenbusd_vbd.nbd_export import NbdExport
+from xenbusd_vbd.options import check
 from xenbusd_vbd.pool import PAGES, PAGES_LEAST, share_pool
-from xenbusd_vbd.protocol import MAX_RING_PAGE_ORDER, SECTOR, X86_64
+from xenbusd_vbd.protocol import SECTOR, X86_64
 from xenbusd_vbd.ring_disk import RingDisk
 
 SETTLE_S = 5.0
 """How long requests in the rings may take once the backend has asked us to close."""
 
-QUEUES_MAX = 16
-PAGES_MAX = 1 << 16
-
 
 class VbdFrontend(Frontend, device_class="vbd"):
     """Offer one disk. The export and its clients outlive the rings, for as long as the device is there."""
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, object]) -> None:
+        """Take those of `xenbusd_vbd.options`."""
+        check(options)
 
     def __init__(self) -> None:
         self._disk: RingDisk | None = None
@@ -30,8 +34,8 @@ class VbdFrontend(Frontend, device_class="vbd"):
 
     async def run(self, dev: FrontendDevice) -> None:
         """Live through one connection: offer rings and data pages, learn the disk's geometry, pass requests on."""
-        wanted, pages = number_option(dev, "queues", 1, 1, QUEUES_MAX), number_option(dev, "pages", PAGES, 1, PAGES_MAX)
-        wanted_order = number_option(dev, "ring_page_order", 0, 0, MAX_RING_PAGE_ORDER)
+        wanted, pages = int(dev.options.get("queues", 1)), int(dev.options.get("pages", PAGES))
+        wanted_order = int(dev.options.get("ring_page_order", 0))
         await dev.backend_ready()
         limits = await read_limits(dev)
         queues = min(wanted, limits.queues)
@@ -118,15 +122,3 @@ class VbdFrontend(Frontend, device_class="vbd"):
             await self._device.detach()
         if self._export is not None:
             await self._export.close()
-
-
-def number_option(dev: FrontendDevice, key: str, default: int, least: int, most: int) -> int:
-    """Read a number of the configuration's [drivers.vbd].
-
-    Raises:
-        UsageError: it is none, or out of its range.
-    """
-    value = dev.options.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise UsageError(f"[drivers.vbd] {key} = {value!r}: write a number from {least} to {most}")
-    return value

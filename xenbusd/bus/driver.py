@@ -41,6 +41,18 @@ class Driver(ABC, Generic[Dev]):
         if device_class is not None:
             cls.device_class = DeviceClass(device_class)
 
+    @classmethod
+    def check_options(cls, options: Mapping[str, object]) -> None:
+        """Look at the class's table of the configuration file, before anything is served. By default all is well.
+
+        Args:
+            options: what devices get as `options`; it may hold keys of the other end.
+
+        Raises:
+            UsageError: naming the table and the key.
+        """
+        del options
+
     @abstractmethod
     async def run(self, dev: Dev) -> None:
         """Live through one connection. Called again when the other end comes back."""
