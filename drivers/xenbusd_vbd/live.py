@@ -77,7 +77,7 @@ class LiveDisk:
                         task.cancel()
         finally:
             for server in servers:
-                await server.finish()
+                await server.finish(stopping=self._dev.stopping)
 
     async def close(self) -> None:
         """Let go of the image. Idempotent."""

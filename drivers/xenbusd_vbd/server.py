@@ -270,10 +270,17 @@ class BlockServer:
         if self._timer is not None:
             self._go_on()
 
-    async def finish(self) -> None:
-        """Answer everything taken from the ring, then give the pages back. What a pause holds gets ERROR."""
+    async def finish(self, *, stopping: bool = False) -> None:
+        """Answer everything taken from the ring, then give the pages back. What a pause holds gets ERROR.
+
+        Args:
+            stopping: the daemon ends, and another one goes on with the ring: what is not begun stays in it.
+        """
         self._limits = Limits()
-        if self._paused:
+        if stopping:
+            self._paused = True
+            self._held = []
+        elif self._paused:
             held, self._held = self._held, []
             for request in held:
                 self._refuse(request, ERROR)
@@ -281,7 +288,7 @@ class BlockServer:
             self._link.publish()
         else:
             self._go_on()
-        while self._under_way or self._held:
+        while self._under_way or (self._held and not stopping):
             self._stirred.clear()
             await self._stirred.wait()
         self._pages.close()

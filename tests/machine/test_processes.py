@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import shutil
@@ -143,6 +144,36 @@ def test_a_backend_that_is_killed_loses_no_request(host: ProcessMachine, dom0: s
     assert "device.adopted" in host.logs()
     assert host.ctl("detach", device).returncode == 0
     assert nodes(host) == []
+
+
+@needs_nbd
+@pytest.mark.usefixtures("guest")
+@pytest.mark.parametrize("killed", [False, True], ids=["stopped", "killed"])
+def test_a_pause_outlives_the_daemon(host: ProcessMachine, dom0: subprocess.Popen[bytes], killed: bool) -> None:
+    """A disk is paused, and the daemon ends: the next one holds its requests as well, does not touch the image, and
+    goes on when it is told to; the client in the guest sees no error."""
+    disk = image(host, "disk.img", 8)
+    device = attach(host, 1, disk)
+    assert host.ctl("pause", device).stdout == f"{device} is paused\n"
+    copier = subprocess.Popen(["nbdcopy", host.disk_uri(1), str(host.folder / "copy.img")])
+    while int(json.loads(host.ctl("--json", "show", device).stdout)["daemon"]["requests"]) == 0:
+        assert copier.poll() is None
+    if killed:
+        dom0.kill()
+        dom0.wait()
+    else:
+        assert end(dom0) == 0
+    host.serve()
+    with open(disk, "r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.write(b"changed in the pause")
+    assert copier.poll() is None
+    done = host.ctl("resume", device)
+    assert done.returncode == 0, done.stderr + host.logs()
+    assert copier.wait() == 0
+    assert (host.folder / "copy.img").read_bytes() == disk.read_bytes()
+    assert disk.read_bytes()[:7] == b"changed"
+    assert host.ctl("detach", device).returncode == 0
 
 
 @pytest.mark.usefixtures("guest")

@@ -496,6 +496,23 @@ async def test_the_end_of_a_paused_server() -> None:
     assert bench.pages.closed
 
 
+async def test_the_end_of_the_daemon() -> None:
+    """What was not begun, in a pause or for a limit, stays in the ring for the next process; the rest is answered."""
+    bench = Bench()
+    bench.ask(READ)
+    bench.limits.set(1, 0, asyncio.get_running_loop().time())
+    bench.ask(READ, READ, WRITE)
+    begun = list(bench.engine.begun)
+    over = asyncio.ensure_future(bench.server.finish(stopping=True))
+    await asyncio.sleep(0)
+    bench.ask(READ)
+    bench.engine.finish()
+    await over
+    assert bench.answered() == begun == bench.engine.begun
+    assert bench.pair.back.unanswered == 5 - len(begun)
+    assert bench.pages.closed
+
+
 def test_the_first_failure_is_told() -> None:
     """Of what the engine could not do; not of what the frontend asked for wrongly; and once."""
     bench = Bench()
