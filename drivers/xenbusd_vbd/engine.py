@@ -44,6 +44,11 @@ class Engine(ABC):
     discard_alignment: int
     """Bytes from the start of the disk to the first whole granule."""
     can_discard_securely: bool
+    at_once_fd: int = -1
+    """A descriptor on which plain reads, with the flags `at_once_flags`, and as many operations as `at_once_ops` says
+    never wait for a device: whoever has the data may do them himself. -1 if there is none."""
+    at_once_flags: int = 0
+    at_once_ops: int = 0
 
     @abstractmethod
     def submit(self, jobs: list[Job], finished: Finished) -> list[Job]:

@@ -50,6 +50,9 @@ class FileEngine(Engine):
         self.discard_alignment = image.traits.discard_alignment
         self.can_discard_securely = self.can_discard and image.traits.secure_erase
         self._in_memory = image.traits.in_memory
+        self.at_once_fd = image.fd if image.direct_fd < 0 else -1
+        self.at_once_flags = 0 if self._in_memory else os.RWF_NOWAIT
+        self.at_once_ops = (1 + self.writable) if self._in_memory else 1
         self._loop = asyncio.get_running_loop()
         self._work: SimpleQueue[tuple[list[Job], Finished] | None] = SimpleQueue()
         self._worker: Thread | None = None

@@ -10,6 +10,7 @@ Source: xen/include/public/io/blkif.h (feature-persistent); Linux, drivers/block
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from mmap import mmap
 
 from xenbusd.api import PAGE_SIZE, Copy, Domid, GrantError, Grants, Gref, Mapping
@@ -73,19 +74,19 @@ class PersistentPages(Pages):
         self._grants = grants
         self._domid = domid
         self._limit = limit
-        self._mapped: dict[int, memoryview] = {}
+        self.mapped: dict[int, memoryview] = {}
+        """What is mapped now, by reference."""
+        self.used: deque[tuple[int, ...]] = deque(maxlen=limit)
+        """The references of the latest requests, the newest last: as many as could keep everything in use."""
         self._mappings: dict[int, Mapping] = {}
-        self._used: dict[int, int] = {}
-        """When each was used last, in requests; nobody counts while less than half of the limit is mapped."""
-        self._requests = 0
         self._in_use = 0
 
     def __len__(self) -> int:
-        return len(self._mapped)
+        return len(self.mapped)
 
     @property
     def full(self) -> bool:
-        return len(self._mapped) > self._limit
+        return len(self.mapped) > self._limit
 
     def fetch(self, requests: list[Request]) -> list[bytes | None]:
         tables: list[bytes | None] = []
@@ -126,10 +127,8 @@ class PersistentPages(Pages):
         Raises:
             GrantError: one of them cannot be; those before it stay mapped.
         """
-        mapped = self._mapped
-        if len(mapped) * 2 > self._limit:  # something may have to go soon
-            self._requests += 1
-            self._used.update(dict.fromkeys(grefs, self._requests))
+        mapped = self.mapped
+        self.used.append(grefs)
         try:
             return [mapped[gref] for gref in grefs]
         except KeyError:
@@ -138,27 +137,30 @@ class PersistentPages(Pages):
     def _map(self, gref: int) -> memoryview:
         mapping = self._grants.map(self._domid, [Gref(gref)])
         self._mappings[gref] = mapping
-        self._mapped[gref] = mapping.view
+        self.mapped[gref] = mapping.view
         return mapping.view
 
     def finish(self, jobs: list[Job]) -> None:
         for job in jobs:
             job.buffers = []
         self._in_use -= len(jobs)
-        if len(self._mapped) > self._limit and not self._in_use:
+        if len(self.mapped) > self._limit and not self._in_use:
             self._shrink()
 
     def _shrink(self) -> None:
         """Drop the least recently used pages; the frontend may grant others for ever."""
-        used = self._used
-        oldest = sorted(self._mapped, key=lambda gref: used.get(gref, 0))
-        for gref in oldest[: len(oldest) - self._limit]:
-            del self._mapped[gref]
-            used.pop(gref, None)
+        keep: set[int] = set()
+        for grefs in reversed(self.used):
+            if len(keep) + len(grefs) > self._limit:
+                break
+            keep.update(grefs)
+        for gref in [gref for gref in self.mapped if gref not in keep][: len(self.mapped) - self._limit]:
+            del self.mapped[gref]
             self._mappings.pop(gref).unmap()
 
     def close(self) -> None:
         self._limit = 0
+        self.used.clear()
         self._shrink()
 
 

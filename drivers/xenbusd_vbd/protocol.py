@@ -86,9 +86,12 @@ class Abi:
         self.name = name
         head = f"<BBH{gap}xQQ"
         self._rw = [Struct(head + "IBBxx" * count) for count in range(SEGMENTS_MAX + 1)]
+        self.one_segment = self._rw[1]
+        """op, nr_segments, handle, id, sector, gref, first and last sector."""
         self._discard = Struct(head + "Q")  # op, flag, pad, id, sector, nr_sectors
         self._indirect = Struct(f"<BBH{gap}xQQHxx8I")  # op, inner op, nr_segments, id, sector, handle, grefs
-        self._response = Struct(f"<QBxh{tail}x")
+        self.response = Struct(f"<QBxh{tail}x")
+        """id, op, status."""
         self.slot_bytes = self._rw[SEGMENTS_MAX].size
         self.ring = RingFormat(self.slot_bytes, Raw, Raw, max_order=MAX_RING_PAGE_ORDER)
 
@@ -132,11 +135,11 @@ class Abi:
 
     def pack_response(self, id: int, op: int, status: int) -> bytes:
         """Pack a response, its padding zeroed."""
-        return self._response.pack(id, op, status)
+        return self.response.pack(id, op, status)
 
     def parse_response(self, run: bytes, start: int) -> tuple[int, int, int]:
         """Parse the response in the slot at `start`: id, op, status."""
-        id, op, status = self._response.unpack_from(run, start)
+        id, op, status = self.response.unpack_from(run, start)
         return id, op, status
 
 

@@ -136,6 +136,10 @@ class BackRing(_Ring):
             raise LocalProtocolError(f"a response of {len(response)} bytes in a slot of {self._slot_bytes}")
         self._answers.append(response)
 
+    def put_all(self, responses: list[bytes]) -> None:
+        """Answer the next requests, each as `put` does; the caller knows that they fit."""
+        self._answers += responses
+
     def publish(self) -> bool:
         """Write all responses put so far and show them. Return whether the frontend asked to be notified of them."""
         answers = self._answers

@@ -124,6 +124,26 @@ async def test_attach_and_detach(tmp_path: Path) -> None:
     await export.close()
 
 
+async def test_resize(tmp_path: Path) -> None:
+    """The kernel gets the export's new size in blocks, as wide as it is, while NBD_DO_IT goes on."""
+    kernel, disk = StandIn(tmp_path), MemoryDisk(SIZE)
+    export = export_of(disk)
+    device = await NbdDevice.attach(export, kernel=kernel.kernel)
+    disk.size_bytes = 1 << 45
+    export.refresh()
+    await device.resize()
+    assert kernel.calls[-1] == ("nbd0", nbd_device.NBD_SET_SIZE_BLOCKS, 1 << 36)
+    assert not device.over.done()
+    kernel.refuse["nbd0", nbd_device.NBD_SET_SIZE_BLOCKS] = errno.EINVAL
+    with pytest.raises(NbdDeviceError, match="refuses a new size of .*nbd0: Invalid argument"):
+        await device.resize()
+    await device.detach()
+    calls = len(kernel.calls)
+    await device.resize()
+    assert len(kernel.calls) == calls
+    await export.close()
+
+
 async def test_the_numbers_are_the_headers() -> None:
     """Each ioctl is _IO(0xab, n) with the n of linux/nbd.h."""
     numbers = {name: getattr(nbd_device, name) for name in dir(nbd_device) if name.startswith("NBD_")}

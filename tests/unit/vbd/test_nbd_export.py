@@ -196,3 +196,61 @@ async def test_close_breaks_off_halves(tmp_path: Path) -> None:
     assert await writing.is_over()
     for client in (greeted, writing):
         await client.close()
+
+
+def resized(disk: MemoryDisk, size_bytes: int) -> None:
+    """Give a disk another size."""
+    disk.size_bytes = size_bytes
+    disk.data = bytearray(size_bytes)
+
+
+async def test_a_disk_that_grows(tmp_path: Path) -> None:
+    """After `refresh` a client that was there already reaches what is new, as the kernel's does once it knows; those that
+    come are told."""
+    disk = MemoryDisk(SIZE)
+    export = NbdExport(disk, name="vbd-51712")
+    await export.listen(str(tmp_path / "nbd"))
+    client = await NbdClient.connect(str(tmp_path / "nbd"))
+    ours, theirs = socket.socketpair()
+    export.serve(ours)
+    await until(lambda: export.clients == 2)
+    kernel = NbdClient(*await asyncio.open_connection(sock=theirs))
+    for each in (client, kernel):
+        assert (await each.ask(wire.READ, 1, SIZE, 512)).error == errno.EINVAL
+    resized(disk, 2 * SIZE)
+    export.refresh()
+    assert export.size_bytes == 2 * SIZE
+    for each in (client, kernel):
+        assert (await each.ask(wire.READ, 2, SIZE, 512)).error == 0
+        assert (await each.ask(wire.READ, 3, 2 * SIZE, 512)).error == errno.EINVAL
+        await each.close()
+    await export.close()
+
+
+async def test_a_disk_that_shrinks(tmp_path: Path) -> None:
+    """A client that was there keeps what it was told, and the disk answers; those that come are told of less."""
+    disk = MemoryDisk(SIZE)
+    export = NbdExport(disk, name="vbd-51712")
+    await export.listen(str(tmp_path / "nbd"))
+    before = await NbdClient.connect(str(tmp_path / "nbd"))
+    resized(disk, SIZE // 2)
+    export.refresh()
+    disk.fail_with = errno.EIO
+    after = await NbdClient.connect(str(tmp_path / "nbd"))
+    assert (await before.ask(wire.READ, 1, SIZE - 512, 512)).error == errno.EIO
+    assert (await after.ask(wire.READ, 1, SIZE - 512, 512)).error == errno.EINVAL
+    assert disk.seen == [("read", SIZE - 512, 512)]
+    for each in (before, after):
+        await each.close()
+    await export.close()
+
+
+async def test_a_size_that_cannot_be_announced() -> None:
+    """A disk that is no whole number of its own blocks is refused, and the old offer stands."""
+    disk = MemoryDisk(SIZE)
+    export = NbdExport(disk, name="vbd-51712")
+    resized(disk, SIZE + 100)
+    with pytest.raises(ValueError, match="a multiple of 512 bytes"):
+        export.refresh()
+    assert export.size_bytes == SIZE
+    await export.close()
