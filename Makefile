@@ -5,10 +5,10 @@ BIN := .venv/bin
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test xen-test check bench format clean
+.PHONY: help setup demo test xen-test xen-shell xen-bench check bench format clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: .venv/.complete ## Make .venv with xenbusd and its tools in it (done once; again when pyproject.toml changes)
 
@@ -28,6 +28,10 @@ xen-test: .venv/.complete ## Boot a real Xen host under emulation and run tests/
 	@.ci/setup want xen
 	@XENBUSD_XEN=1 $(BIN)/python -m pytest tests/xen
 
+xen-shell: .venv/.complete ## Boot the same host, and give a root shell in its dom0, with the work tree live (root, Debian)
+	@.ci/setup need xen
+	@$(BIN)/python -m tests.xen.shell
+
 check: .venv/.complete ## Check format, style, types and layers, and run the quick tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -37,6 +41,10 @@ check: .venv/.complete ## Check format, style, types and layers, and run the qui
 
 bench: .venv/.complete ## Measure, and print a table
 	@$(BIN)/python tests/bench/run.py
+
+xen-bench: .venv/.complete ## Measure disks on a real Xen host beside blkback's and qdisk's; 15 minutes (XENBUSD_BENCH=--help)
+	@.ci/setup want xen
+	@$(BIN)/python -m tests.bench.xen.run
 
 format: .venv/.complete ## Put the code in order
 	$(BIN)/ruff format .

@@ -9,6 +9,7 @@ from xenbusd.bus.driver import API_VERSION, Backend, Directories, Frontend
 from xenbusd.bus.frontend import FrontendDevice
 from xenbusd.bus.link import BackLink, FrontLink
 from xenbusd.bus.nodes import NodeType, boolean, choice, text, unsigned
+from xenbusd.bus.page import BackPage, PageLink, connect_page, offer_page
 from xenbusd.bus.state import State
 from xenbusd.errors import (
     DeviceOver,
@@ -32,6 +33,7 @@ __all__ = [
     "API_VERSION",
     "PAGE_SIZE",
     "BackLink",
+    "BackPage",
     "BackRing",
     "Backend",
     "BackendDevice",
@@ -54,6 +56,7 @@ __all__ = [
     "NodeType",
     "NodeValueError",
     "OtherendError",
+    "PageLink",
     "Port",
     "Raw",
     "RingError",
@@ -66,6 +69,8 @@ __all__ = [
     "address_of",
     "boolean",
     "choice",
+    "connect_page",
+    "offer_page",
     "text",
     "unsigned",
 ]

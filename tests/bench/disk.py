@@ -26,7 +26,7 @@ from xenbusd.loop import run
 from xenbusd.store.client import StoreClient
 from xenbusd.store.endpoint import unix_endpoint
 from xenbusd_vbd.frontend import VbdFrontend
-from xenbusd_vbd.queue import BlockQueue
+from xenbusd_vbd.ring_disk import RingDisk
 
 IMAGE_MIB = 256
 BLOCK = 4096
@@ -35,14 +35,14 @@ LATENCY_REQUESTS = 20_000
 
 
 class BenchFrontend(VbdFrontend):
-    """The vbd frontend with its queue handed to us instead of to an NBD export."""
+    """The vbd frontend with its disk handed to us instead of to an NBD export."""
 
-    queue: asyncio.Future[BlockQueue]
+    disk: asyncio.Future[RingDisk]
 
-    async def _offer_to_programs(self, dev: FrontendDevice, queue: BlockQueue) -> None:
+    async def _offer_to_programs(self, dev: FrontendDevice, disk: RingDisk) -> None:
         del dev
-        if not self.queue.done():
-            self.queue.set_result(queue)
+        if not self.disk.done():
+            self.disk.set_result(disk)
 
 
 def measure() -> Iterator[tuple[str, str, str, bool | None]]:
@@ -78,7 +78,7 @@ def measure() -> Iterator[tuple[str, str, str, bool | None]]:
 
 async def _measure(host: Machine, image: str, backend_pid: int) -> tuple[list[float], list[float], list[float]]:
     loop = asyncio.get_running_loop()
-    BenchFrontend.queue = loop.create_future()
+    BenchFrontend.disk = loop.create_future()
     id = DeviceId(DeviceClass("vbd"), Domid(1), Devid(51712))
     with closing(SimHost(host.path, Domid(1))) as door:
         async with StoreClient(door.store, window=16) as store, StoreClient(unix_endpoint(host.store)) as dom0:
@@ -88,15 +88,15 @@ async def _measure(host: Machine, image: str, backend_pid: int) -> tuple[list[fl
             task = asyncio.create_task(scan.run())
             await toolstack.attach(dom0, id, {"params": image, "mode": "r"}, {"virtual-device": "51712"})
             await toolstack.wait_connected(dom0, id)
-            queue = await BenchFrontend.queue
-            await _load(queue, DEPTH, 0.5)  # until the pages are mapped
+            disk = await BenchFrontend.disk
+            await _load(disk, DEPTH, 0.5)  # until the pages are mapped
             rates, cpu_us = [], []
             for _ in range(ROUNDS):
                 before = cpu_s(backend_pid)
-                requests, seconds = await _load(queue, DEPTH, SECONDS)
+                requests, seconds = await _load(disk, DEPTH, SECONDS)
                 rates.append(requests / seconds)
                 cpu_us.append((cpu_s(backend_pid) - before) / requests * 1e6)
-            latencies = await _latencies(queue, LATENCY_REQUESTS)
+            latencies = await _latencies(disk, LATENCY_REQUESTS)
             await scan.supervisor.stop()
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -104,11 +104,11 @@ async def _measure(host: Machine, image: str, backend_pid: int) -> tuple[list[fl
     return rates, cpu_us, latencies
 
 
-async def _load(queue: BlockQueue, depth: int, seconds: float) -> tuple[int, float]:
+async def _load(disk: RingDisk, depth: int, seconds: float) -> tuple[int, float]:
     """Keep `depth` reads under way for some seconds. Return how many were done, and in what time."""
     loop = asyncio.get_running_loop()
     finished: asyncio.Future[None] = loop.create_future()
-    offsets = [random.randrange(queue.size_bytes // BLOCK) * BLOCK for _ in range(1 << 14)]
+    offsets = [random.randrange(disk.size_bytes // BLOCK) * BLOCK for _ in range(1 << 14)]
     began = time.perf_counter()
     count = under_way = 0
     running = True
@@ -119,7 +119,7 @@ async def _load(queue: BlockQueue, depth: int, seconds: float) -> tuple[int, flo
             sys.exit(f"bench: a read failed with errno {error}")
         count += 1
         if running:
-            queue.read(offsets[count & 0x3FFF], BLOCK, done)
+            disk.read(offsets[count & 0x3FFF], BLOCK, done)
         else:
             under_way -= 1
             if not under_way:
@@ -127,7 +127,7 @@ async def _load(queue: BlockQueue, depth: int, seconds: float) -> tuple[int, flo
 
     for number in range(depth):
         under_way += 1
-        queue.read(offsets[number], BLOCK, done)
+        disk.read(offsets[number], BLOCK, done)
     await asyncio.sleep(seconds)
     running = False
     total, lasted = count, time.perf_counter() - began
@@ -135,7 +135,7 @@ async def _load(queue: BlockQueue, depth: int, seconds: float) -> tuple[int, flo
     return total, lasted
 
 
-async def _latencies(queue: BlockQueue, requests: int) -> list[float]:
+async def _latencies(disk: RingDisk, requests: int) -> list[float]:
     """Seconds that each of some single reads took."""
     loop = asyncio.get_running_loop()
     finished: asyncio.Future[None] = loop.create_future()
@@ -154,7 +154,7 @@ async def _latencies(queue: BlockQueue, requests: int) -> list[float]:
     def begin() -> None:
         nonlocal began
         began = time.perf_counter()
-        queue.read(random.randrange(queue.size_bytes // BLOCK) * BLOCK, BLOCK, done)
+        disk.read(random.randrange(disk.size_bytes // BLOCK) * BLOCK, BLOCK, done)
 
     begin()
     await finished

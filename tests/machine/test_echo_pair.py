@@ -7,6 +7,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -167,6 +168,26 @@ async def test_the_backend_s_process_is_killed_and_another_takes_over(machine: M
         await machine.start(DOM0, EchoBackend)
         await guest.until(lambda: guest.states(id, "frontend").count("Connected") == 2)
         assert await say(guest, id, b"second") == [b"SECOND"]
+
+
+async def test_a_device_that_goes_while_no_backend_runs_leaves_nothing(machine: Machine) -> None:
+    """The toolstack removes a device after its backend daemon was killed: the next one removes the ring's journal."""
+    back = await machine.start(DOM0, EchoBackend)
+    await machine.start(GUEST, EchoFrontend)
+    id = machine.id("echo")
+    await machine.attach(id)
+    await machine.connected(id)
+    run_dir = Path(back.around.run_dir)
+    journal = run_dir / f"{id.log_name}.ring"
+    assert journal.exists()
+    await back.kill()
+    others = [run_dir / "echo-99-0.ring", run_dir / "other-99-0.ring", run_dir / "echo-98-0.ring.txt"]
+    for path in others:
+        path.touch()
+    await machine.store.rm(id.backend_path)
+    successor = await machine.start(DOM0, EchoBackend)
+    await successor.settle()
+    assert [path.name for path in [journal, *others] if path.exists()] == [path.name for path in others[1:]]
 
 
 async def test_a_program_that_waits_is_told_when_the_device_goes(machine: Machine) -> None:

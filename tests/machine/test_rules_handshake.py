@@ -590,8 +590,8 @@ async def test_t25_a_script_that_fails_is_told_of(machine: Machine, tmp_path: Pa
 
 
 async def test_t26_a_disk_s_ring_parameters_stand_at_init_wait(machine: Machine, tmp_path: Path) -> None:
-    """T26: blkfront reads the ring's parameters at 2: `max-ring-page-order` is there by then, and nothing is offered
-    that is not served: neither several queues nor indirect segments."""
+    """T26: blkfront reads the ring's parameters at 2: the order, the number of queues and the segments of an indirect
+    request are there by then."""
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(4096))
     await machine.start(DOM0, VbdBackend)
@@ -599,8 +599,8 @@ async def test_t26_a_disk_s_ring_parameters_stand_at_init_wait(machine: Machine,
     await machine.attach(peer.id, {"params": str(image), "mode": "w"})
     await peer.until(State.INIT_WAIT)
     assert await peer.read("max-ring-page-order") == b"4"
-    assert await peer.read("multi-queue-max-queues") in (None, b"1")
-    assert await peer.read("feature-max-indirect-segments") in (None, b"0")
+    assert int(await peer.read("multi-queue-max-queues") or 0) > 1
+    assert await peer.read("feature-max-indirect-segments") == b"256"
 
 
 @pytest.mark.parametrize("mode", ["w", "r"])
@@ -621,12 +621,12 @@ async def test_t27_a_disk_s_properties_stand_at_connected(machine: Machine, tmp_
         "sectors": b"2048",
         "info": b"0" if mode == "w" else b"4",
         "sector-size": b"512",
-        "physical-sector-size": b"512",
         "feature-persistent": b"1",
         "feature-flush-cache": writable,
         "feature-barrier": writable,
     }
     assert {key: found.get(key) for key in wanted} == wanted
+    assert found["physical-sector-size"] in (b"512", b"4096")  # the file system's
     assert ("feature-discard" in found) == ("discard-granularity" in found) == ("discard-alignment" in found)
 
 

@@ -7,8 +7,7 @@ import errno
 import os
 import random
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from tests.machine.disk import (
     HandDisk,
     Layout,
 )
+from tests.machine.disk_pair import DEVID, pair
 from tests.machine.echo import GUEST
 from tests.unit.vbd.nbd_client import NbdClient
 from xenbusd import toolstack
@@ -38,17 +38,14 @@ from xenbusd.bus.state import Side, State
 from xenbusd.errors import OtherendTimeout
 from xenbusd.ids import DOM0, Domid
 from xenbusd.ring.layout import REQ_PROD
-from xenbusd.testing import Machine, Peer, Process
+from xenbusd.testing import Machine, Peer
 from xenbusd.testing.machine import DEADLINE_S
 from xenbusd_vbd import backend
 from xenbusd_vbd import frontend as vbd_frontend
 from xenbusd_vbd import nbd_wire as wire
 from xenbusd_vbd.backend import VbdBackend
 from xenbusd_vbd.file_engine import FileEngine
-from xenbusd_vbd.frontend import VbdFrontend
-from xenbusd_vbd.queue import BlockQueue
 
-DEVID = 51712
 SECTORS = 2048
 SIZE = SECTORS * SECTOR
 
@@ -573,75 +570,6 @@ async def test_what_kind_of_disk_it_is(machine: Machine, image: Path, keys: dict
 # -- both real ends ----------------------------------------------------------------------------------------------------
 
 
-class Pair:
-    """A real backend and a real frontend, whose disk the test uses as the NBD export does."""
-
-    def __init__(self, machine: Machine, back: Process, guest: Process, id: DeviceId, queues: list[BlockQueue]) -> None:
-        self.machine = machine
-        self.back = back
-        self.guest = guest
-        self.id = id
-        self._queues = queues
-
-    @property
-    def queue(self) -> BlockQueue:
-        """The frontend's disk."""
-        (queue,) = self._queues
-        return queue
-
-    async def read(self, offset: int, length: int) -> bytes:
-        """Read, and wait for it."""
-        done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-
-        def finish(error: int, pieces: Any) -> None:
-            data = b"".join(pieces)
-            done.set_exception(OSError(error, os.strerror(error))) if error else done.set_result(data)
-
-        self.queue.read(offset, length, finish)
-        return await done
-
-    async def do(self, start: Callable[..., None], *arguments: Any) -> int:
-        """Begin a write, flush or trim, and wait for its errno."""
-        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        start(*arguments, done.set_result)
-        return await done
-
-    async def write(self, offset: int, data: bytes, *, fua: bool = False) -> int:
-        """Write, and wait for it."""
-        return await self.do(self.queue.write, offset, memoryview(data), fua)
-
-
-@asynccontextmanager
-async def pair(machine: Machine, image: Path, mode: str = "w") -> AsyncIterator[Pair]:
-    """Connect a disk; in the end, detach it and see that nothing is left of it."""
-    queues: list[BlockQueue] = []
-
-    class Observed(VbdFrontend, device_class="vbd"):
-        """The real frontend, which shows its queue."""
-
-        def __setattr__(self, name: str, value: Any) -> None:
-            super().__setattr__(name, value)
-            if isinstance(value, BlockQueue) and value not in queues:
-                queues.append(value)
-
-    await machine.start(GUEST)  # the domain lives as long as the test
-    guest = await machine.start(GUEST, Observed, options={"vbd": {"nbd_device": False}})
-    back = await machine.start(DOM0, VbdBackend)
-    before, files = await machine.snapshot(), os.listdir(guest.around.run_dir)
-    id = machine.id("vbd", devid=DEVID)
-    await machine.attach(id, {"params": str(image), "mode": mode})
-    await machine.connected(id)
-    async with asyncio.timeout(DEADLINE_S):
-        yield Pair(machine, back, guest, id, queues)
-    await machine.detach(id)
-    for process in machine.processes:
-        if process.alive:
-            await process.settle()
-            assert process.devices == []
-    assert await machine.snapshot() == before
-    assert os.listdir(guest.around.run_dir) == files
-
-
 async def test_the_pair_moves_data(machine: Machine, target: Path) -> None:
     """Large reads and writes are split and put together again; flush, FUA and trim are done; the image has it all."""
     image = bytearray(contents())
@@ -715,7 +643,8 @@ async def test_requests_outlive_a_backend_that_is_killed(
     """The next backend goes on with the ring. Without its journal the pair begins again, and what had no answer is sent
     again through the new ring, before anything newer: the frontend keeps a shadow of each request."""
     monkeypatch.setattr(vbd_frontend, "SETTLE_S", 0.01)  # nobody will answer what is in the old ring
-    async with pair(machine, image) as disk:
+    ordered = {"direct": False}  # writes to one place under way together have no order but that of this engine
+    async with pair(machine, image, back=ordered) as disk:
         await disk.back.kill()
         in_ring = [asyncio.create_task(disk.write(PAGE * 200, bytes([n]) * PAGE)) for n in range(32)]
         tasks = [asyncio.create_task(disk.write(PAGE * n, bytes([n]) * PAGE)) for n in range(100)]
@@ -724,7 +653,7 @@ async def test_requests_outlive_a_backend_that_is_killed(
         assert not any(task.done() for task in in_ring + tasks)
         if journal == "lost":
             Path(disk.back.around.run_dir, f"{disk.id.log_name}.ring").unlink()
-        await machine.start(DOM0, VbdBackend)
+        await machine.start(DOM0, VbdBackend, options={"vbd": ordered})
         assert await asyncio.gather(*in_ring, *tasks, *overwrites) == [0] * 182
         assert await disk.read(PAGE * 200, PAGE) == bytes([31]) * PAGE
         written = b"".join(bytes([n + 100 if n < 50 else n]) * PAGE for n in range(100))

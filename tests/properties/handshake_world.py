@@ -266,8 +266,8 @@ class Transaction:
         self.nodes[path] = self.changes[path] = value if isinstance(value, bytes) else value.encode()
 
     async def rm(self, path: str) -> None:
-        """As Transaction.rm."""
-        children(self.nodes, path)
+        """As Transaction.rm: a node that is not there is no error as long as its parent is."""
+        children(self.nodes, path.rpartition("/")[0])
         self.changes[path] = None
         for node in [node for node in self.nodes if node == path or node.startswith(path + "/")]:
             del self.nodes[node]

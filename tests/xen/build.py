@@ -64,8 +64,11 @@ PYTHON = "3.11"
 """Debian's, in dom0 and in the guests."""
 PLATFORMS = ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_28_x86_64", "manylinux_2_34_x86_64")
 """Whose wheels run with Debian 12's C library."""
-NOT_INSIDE = ("mypy", "ruff", "import-linter")
+NOT_INSIDE = ("mypy", "ruff", "import-linter", "hatchling", "editables")
 """Development tools that nobody needs on the Xen host."""
+
+NEW_DRIVER = "sample"
+"""Device class of the package that is made and installed for tests/xen/test_new_driver.py; also where it is staged."""
 
 DOM0_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 GUEST_MODULES = ("xen-blkfront", "xen-evtchn", "xen-gntdev", "xen-gntalloc", "nbd", "crc32c_generic", "ext4")
@@ -198,6 +201,8 @@ def guest_base(image: Image) -> Archive:
     archive.file("init", (HERE / "guest" / "init.sh").read_bytes(), executable=True)
     for job in sorted((HERE / "guest").glob("*.sh")):
         archive.file(f"jobs/{job.name}", job.read_bytes(), executable=True)
+    for program in ("poweroff", "reboot"):  # what the kernel runs when the toolstack asks for it
+        archive.file(f"sbin/{program}", f"#!/bin/sh\numount -a -r\nexec /bin/{program} -f\n".encode(), executable=True)
     return archive
 
 
@@ -223,11 +228,11 @@ def guest_python(image: Image) -> Archive:
     return archive
 
 
-def guest_tree(tree: Path) -> Archive:
-    """More for a guest's root: our own package, as it stands in `tree`."""
+def guest_tree(tree: Path, meta: Path) -> Archive:
+    """More for a guest's root: our own package, as it stands in `tree`, and what `write_metadata` wrote to `meta`."""
     archive = Archive()
-    for top in ("xenbusd", "drivers", "meta"):
-        archive.copy_tree(tree / top, f"mnt/tree/{top}")
+    for folder, place in ((tree / "xenbusd", "xenbusd"), (tree / "drivers", "drivers"), (meta, "meta")):
+        archive.copy_tree(folder, f"mnt/tree/{place}")
     return archive
 
 
@@ -265,11 +270,32 @@ def stage(image: Image, tree: Path) -> Path:
     So nobody's edit in the middle of a run changes what is tested.
     """
     forget = shutil.ignore_patterns("__pycache__", ".*")
-    for top in ("xenbusd", "drivers", "hotplug", "systemd", "tests"):
+    for top in ("xenbusd", "drivers", "hotplug", "systemd", "docs", "tests"):
         shutil.copytree(TREE / top, tree / top, ignore=forget)
     shutil.copy(TREE / "pyproject.toml", tree)
+    write_metadata(tree / "meta")
+    install_new_driver(tree / NEW_DRIVER)
+    image.compile(tree / "xenbusd", tree / "drivers", tree / "tests", tree / NEW_DRIVER)
+    return tree
+
+
+def install_new_driver(site: Path) -> None:
+    """Have `xenbusctl new-driver` write a package, and pip install it from its own folder to `site`, with no network.
+
+    Here, and not in dom0, because Debian's Python has no pip, and the one of dom0 is the same version as ours.
+    """
+    offline = ["--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+    with tempfile.TemporaryDirectory() as folder:
+        new_driver = [sys.executable, "-m", "xenbusd.cli.ctl", "new-driver", NEW_DRIVER, "--into", folder]
+        subprocess.run(new_driver, check=True, cwd=TREE, stdout=subprocess.DEVNULL)
+        pip = [sys.executable, "-m", "pip", "install", "-q", *offline, "--root-user-action=ignore", "--no-compile"]
+        subprocess.run([*pip, "--target", str(site), f"{folder}/xenbusd-{NEW_DRIVER}"], check=True)
+
+
+def write_metadata(folder: Path) -> None:
+    """Make a folder that, in Python's path, has our entry points found as if we were installed."""
     project = tomllib.loads((TREE / "pyproject.toml").read_text())["project"]
-    info = tree / "meta" / f"{project['name']}-{project['version']}.dist-info"
+    info = folder / f"{project['name']}-{project['version']}.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
     groups = {"console_scripts": project["scripts"], **project["entry-points"]}
@@ -277,5 +303,3 @@ def stage(image: Image, tree: Path) -> Path:
         f"[{group}]\n" + "".join(f"{key} = {value}\n" for key, value in of.items()) for group, of in groups.items()
     ]
     (info / "entry_points.txt").write_text("\n".join(lines))
-    image.compile(tree / "xenbusd", tree / "drivers", tree / "tests")
-    return tree

@@ -1,7 +1,8 @@
-"""Tests of this folder run in dom0 of a real Xen host that is booted for them, once for all.
+"""Tests of this folder run in dom0 of a real Xen host that is booted for them, once for each of Xen's two stores.
 
 Outside, a test here is only a name: the host is booted, a pytest in its dom0 runs all the tests that were selected, and
-what it reported of each is reported here, tracebacks and all. Inside, they are ordinary tests.
+what it reported of each is reported here, tracebacks and all. Inside, they are ordinary tests. Those that are marked
+`outside` are ordinary tests outside.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.xen import build, host
+from tests.xen.dom0 import Daemon, daemon, run
 
 HERE = Path(__file__).parent
 MODE = os.environ.get("XENBUSD_XEN", "")
@@ -22,7 +24,11 @@ INSIDE = MODE == "inside"
 OUT = Path("/mnt/out")
 """Inside: the folder that the machine outside sees."""
 
+STORES = ("oxenstored", "xenstored")
+"""Xen's two: Debian's default, and the one in C."""
+
 _booted: dict[str, host.Boot] = {}
+"""By the store that ran."""
 
 
 def _why_not() -> str | None:
@@ -37,6 +43,17 @@ def _ours(items: list[pytest.Item]) -> Iterator[pytest.Item]:
     return (item for item in items if item.path.is_relative_to(HERE))
 
 
+def _inside(item: pytest.Item) -> bool:
+    """Whether a test is to run in dom0."""
+    return item.path.is_relative_to(HERE) and item.get_closest_marker("outside") is None
+
+
+def _store(item: pytest.Item) -> str:
+    """Which store must run on the host for this test."""
+    parameters: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
+    return parameters.get("each_store") or host.default_store()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the tests of this folder where they cannot be run, or were not asked for."""
     if reason := _why_not():
@@ -46,12 +63,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     """Outside, report a test of this folder as dom0's pytest did, having booted it for the first of them."""
-    if INSIDE or _why_not() or not item.path.is_relative_to(HERE):
+    if INSIDE or _why_not() or not _inside(item):
         return None
-    if not _booted:
-        folder = _out(item.config)
-        _booted["host"] = host.Boot([each.nodeid for each in _ours(item.session.items)], folder)
-    boot = _booted["host"]
+    store = _store(item)
+    if store not in _booted:
+        items = [each.nodeid for each in item.session.items if _inside(each) and _store(each) == store]
+        _booted[store] = host.Boot(items, _out(item.config), store=store)
+    boot = _booted[store]
     hook = item.ihook
     hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     reports = [
@@ -93,5 +111,21 @@ class _Reporter:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Inside, have every report written down."""
+    config.addinivalue_line("markers", "outside: a test of tests/xen that does not run in dom0")
     if INSIDE:
         config.pluginmanager.register(_Reporter(config), "xenbusd-xen-reports")
+
+
+@pytest.fixture(params=STORES)
+def each_store(request: pytest.FixtureRequest) -> str:
+    """Have a test run twice: on a host with oxenstored, and on one with the xenstored in C. Yield which."""
+    store: str = request.param
+    assert store in run("ps", "-C", store)
+    return store
+
+
+@pytest.fixture(scope="module")
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """The backends, for all tests of a module."""
+    with daemon("serve", tmp_path_factory.mktemp("serve")) as process:
+        yield process

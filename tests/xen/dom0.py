@@ -78,11 +78,20 @@ class Daemon:
         return self._log.read_text(errors="replace")
 
     @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
+    @property
     def open_files(self) -> list[str]:
         """What its descriptors lead to, numbers left out, and /dev/xen/gntalloc, which once opened stays."""
-        links = [os.readlink(entry) for entry in Path(f"/proc/{self._process.pid}/fd").iterdir()]
+        links = [os.readlink(entry) for entry in Path(f"/proc/{self.pid}/fd").iterdir()]
         links = [link for link in links if link != GNTALLOC]
         return sorted(re.sub(r"\[\d+\]", "", link) for link in links)
+
+    def wait_files(self, files: list[str]) -> None:
+        """Wait until it has as many files open as it had, and the same."""
+        until(lambda: True if self.open_files == files else None, f"return to the files before: {files}", 10)
 
     def _started(self) -> bool | None:
         assert self._process.poll() is None, f"it ended with {self._process.returncode}: {self.log}"
@@ -129,25 +138,38 @@ class Guest:
         job: the job's name.
         disks: as in xl's `disk=`.
         python: whether it has Python and this package.
+        memory_mb: its memory; by default enough.
+        on_reboot: what xl does when it wants to begin again: destroy or restart.
+        more: lines for its configuration.
     """
 
-    def __init__(self, name: str, job: str, disks: list[str], *, python: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        job: str,
+        disks: list[str],
+        *,
+        python: bool = False,
+        memory_mb: int | None = None,
+        on_reboot: str = "destroy",
+        more: str = "",
+    ) -> None:
         self.name = name
-        self._config = Path(f"/tmp/{name}.cfg")
+        self.config = Path(f"/tmp/{name}.cfg")
+        """For xl."""
         parts = ["base", "python", "tree"] if python else ["base"]
-        ramdisk = Path(f"/tmp/{name}.cpio")
-        ramdisk.write_bytes(b"".join((OUT / "ramdisks" / f"{part}.cpio").read_bytes() for part in parts))
-        self._config.write_text(
-            f'name = "{name}"\nkernel = "{next(Path("/boot").glob("vmlinuz-*"))}"\nramdisk = "{ramdisk}"\n'
-            f'memory = {768 if python else 512}\nvcpus = 1\nextra = "console=hvc0 quiet mitigations=off job={job}"\n'
-            f'disk = {disks!r}\non_poweroff = "destroy"\non_crash = "destroy"\non_reboot = "destroy"\n'
+        self._ramdisk = Path(f"/tmp/{name}.cpio")
+        self._ramdisk.write_bytes(b"".join((OUT / "ramdisks" / f"{part}.cpio").read_bytes() for part in parts))
+        self.config.write_text(
+            f'name = "{name}"\nkernel = "{next(Path("/boot").glob("vmlinuz-*"))}"\nramdisk = "{self._ramdisk}"\n'
+            f"memory = {memory_mb or (768 if python else 512)}\nvcpus = 1\n"
+            f'extra = "console=hvc0 quiet mitigations=off job={job}"\ndisk = {disks!r}\n'
+            f'on_poweroff = "destroy"\non_crash = "destroy"\non_reboot = "{on_reboot}"\n{more}'
         )
 
     def create(self, *, fails: bool = False) -> str:
         """Have xl make and start it, or try to; return what xl said."""
-        said = run("xl", "-vvv", "create", self._config, timeout_s=120, fails=fails)
-        Path(f"/tmp/{self.name}.cpio").unlink()
-        return said
+        return run("xl", "-vvv", "create", self.config, timeout_s=120, fails=fails)
 
     @property
     def domid(self) -> Domid:
@@ -172,23 +194,39 @@ class Guest:
         until(lambda: True if self.name not in run("xl", "list") else None, f"end of {self.name}", timeout_s)
 
     def destroy(self) -> None:
-        """Be rid of it, if it is still there."""
+        """Be rid of it, if it is still there. It cannot be made again."""
         if self.name in run("xl", "list"):
             run("xl", "destroy", self.name)
+        self._ramdisk.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def living(guest: Guest) -> Iterator[str]:
+    """A guest for a while; what is yielded is what xl said when it made it."""
+    try:
+        yield guest.create()
+    finally:
+        print(guest.console)
+        guest.destroy()
 
 
 def grants_in_use() -> list[str]:
-    """The grants that somebody has mapped now, as the hypervisor says, but for those of a guest's console and store."""
+    """The grants that somebody has mapped now, as the hypervisor says, but for those of a guest's console and store,
+    which are its first two (GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XENSTORE)."""
     run("xl", "dmesg", "-c")
     run("xl", "debug-keys", "g")
     said = run("xl", "dmesg")
-    return re.findall(r"^\(XEN\) \[0x[0-9a-f]+\].*$", said, re.M)
+    return re.findall(r"^\(XEN\) \[0x(?!00[01]\])[0-9a-f]+\].*$", said, re.M)
 
 
-def assert_nothing_left() -> None:
-    """No domain but dom0, not even a dying one; no device in the store; no grant mapped."""
+def assert_nothing_left(*alive: Guest) -> None:
+    """No domain but dom0 and those alive, not even a dying one; no device in the store; no grant mapped."""
     domains = run("xl", "list").splitlines()
-    assert len(domains) == 2, domains
+    assert len(domains) == 2 + len(alive), domains
+    assert "(null)" not in "".join(domains)
     store = run("xenstore-ls", "-f")
-    assert not re.search(r"^/local/domain/\d+/(backend|device|error)/", store, re.M), store
+    lines = [line for line in store.splitlines() if re.match(r"/local/domain/\d+/(backend|device|error)/", line)]
+    if alive:  # xl gives each domain a console, and a way to be suspended
+        lines = [line for line in lines if not re.match(r"/local/domain/\d+/(backend/console|device/suspend)\b", line)]
+    assert not lines, store
     assert grants_in_use() == []

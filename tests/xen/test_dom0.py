@@ -22,13 +22,6 @@ DISK_BYTES = 32 << 20
 
 
 @pytest.fixture(scope="module")
-def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """The backends."""
-    with daemon("serve", tmp_path_factory.mktemp("serve")) as process:
-        yield process
-
-
-@pytest.fixture(scope="module")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """The frontends, in the same domain."""
     with daemon("agent", tmp_path_factory.mktemp("agent")) as process:
@@ -48,6 +41,7 @@ def test_real_door_conforms() -> None:
 
 
 @one_loop
+@pytest.mark.usefixtures("each_store")
 async def test_echo(serve: Daemon, agent: Daemon) -> None:
     """A line goes from a program through the frontend, the ring and the backend, and comes back in upper case."""
     echo = device("echo", 0)
@@ -68,7 +62,7 @@ async def test_echo(serve: Daemon, agent: Daemon) -> None:
 
 
 @one_loop
-@pytest.mark.usefixtures("serve")
+@pytest.mark.usefixtures("each_store", "serve")
 async def test_vbd(agent: Daemon, tmp_path: Path) -> None:
     """A real NBD client reads a whole disk and writes another one over it; all three sums are as they should be."""
     disk = random_image(tmp_path / "disk.img", DISK_BYTES)

@@ -43,8 +43,8 @@ class BackendDevice(Device):
 
     def __init__(self, around: Surroundings, id: DeviceId, otherend_path: str | None = None) -> None:
         super().__init__(around, id, otherend_path)
-        self._journal_path = f"{around.run_dir}/{id.log_name}.ring"
-        """Of the first ring; see `journal_path` for the others'."""
+        self.journal_path = f"{around.run_dir}/{id.log_name}.ring"
+        """Of the first ring; `handover.journal_path` tells those of the others. Removed by `close`."""
 
     async def look(self) -> Seen:
         """Read our `state`, `online` and `hotplug-status`, and the frontend's `state`."""
@@ -147,7 +147,7 @@ class BackendDevice(Device):
         handovers: list[Handover] = []
         with ExitStack() as stack:
             for number, (grefs, otherend_port) in enumerate(offers):
-                handover = Handover(journal_path(self._journal_path, number))
+                handover = Handover(journal_path(self.journal_path, number))
                 stack.callback(handover.close)
                 link = await self._open_queue(format, grefs, otherend_port, handover, in_order)
                 stack.callback(link.close)
@@ -234,7 +234,7 @@ class BackendDevice(Device):
     async def close(self) -> None:
         """Go to Closed, through Closing where a frontend is there to see it. Nothing of its is mapped now."""
         self.adopted = False
-        forget(self._journal_path)
+        forget(self.journal_path)
         seen = await self.look()
         if self.is_not_ours(seen):
             return

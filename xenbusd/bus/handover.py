@@ -25,16 +25,12 @@ def journal_path(path: str, number: int) -> str:
 
 
 def forget(path: str) -> None:
-    """Remove the journals of all rings of a device: its connection is over in order. Idempotent.
-
-    The last goes first, as the first was made first: whenever we are killed, those that stay have no gap.
-    """
-    count = 0
-    while os.path.lexists(journal_path(path, count)):
-        count += 1
-    for number in reversed(range(count)):
-        with suppress(FileNotFoundError):
-            os.unlink(journal_path(path, number))
+    """Remove the journals of all rings of a device, however many there were: its connection is over. Idempotent."""
+    folder, name = os.path.split(path)
+    with suppress(FileNotFoundError):
+        for found in os.listdir(folder):
+            if found == name or (found.startswith(name) and found[len(name) :].isdigit()):
+                os.unlink(os.path.join(folder, found))
 
 
 def identity(grefs: Sequence[int], otherend_port: int) -> int:

@@ -5,11 +5,10 @@ Both say line by line what they do, and refuse before they have done anything.
 
 from __future__ import annotations
 
-import json
+import asyncio
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,10 +17,14 @@ from pathlib import Path
 
 import click
 
-from xenbusd.config import RUN_DIR
-from xenbusd.errors import UsageError, XenbusdError
+from xenbusd import registry, toolstack
+from xenbusd.bus.state import Side, State
+from xenbusd.errors import StoreLost, UsageError, XenbusdError
+from xenbusd.host.real import store_endpoint
+from xenbusd.ids import Domid
 from xenbusd.installation import Installation, InstalledFile
 from xenbusd.shipped import shipped_dir
+from xenbusd.store.client import StoreClient
 
 UNITS = {"serve": "xenbusd.service", "agent": "xenbus-agent.service"}
 """For each role, which is also the daemon's command."""
@@ -63,6 +66,9 @@ NO_PLACE = re.compile(r"/(home|root|run|tmp|var/tmp)/")
 BLKBACK = "/sys/bus/xen-backend/drivers/vbd"
 """The devices of Linux's own disk backend; the folder is there while it is loaded."""
 
+STORE_S = 20.0
+"""How long the store may take to tell of all devices; where none answers there are none."""
+
 HERE = ""
 """What this machine's own paths begin with; tests put a folder there."""
 
@@ -98,7 +104,7 @@ def install(
     chosen = None if agent else _choose_mode(installation, mode)
     turned = root is None and not agent and before is not None and before != chosen
     if turned:
-        _check_unused("the mode cannot be changed")
+        _check_unused(before, "the mode cannot be changed")
     files = list(_files(role, chosen, _checked_program(program or _this_program(root), root)))
     if now and chosen == "exclusive":
         _unload_blkback(dry_run)
@@ -145,7 +151,7 @@ def uninstall(*, root: str | None, force: bool, dry_run: bool) -> None:
         click.echo(f"nothing to remove: xenbusd is not installed below {root or '/'}")
         return
     if root is None and not force and "serve" in installation.roles:
-        _check_unused("without xenbusd they would wait for ever (--force: let them)")
+        _check_unused(_installed_mode(installation), "without xenbusd they would wait for ever (--force: let them)")
     exclusive = _installed_mode(installation) == "exclusive"
     running = root is None and _systemd_runs()
     for role in () if dry_run else installation.roles:
@@ -297,23 +303,27 @@ def _systemctl(*words: str, root: str | None = None) -> None:
         raise XenbusdError(f"systemctl {' '.join(words)}: {said}; journalctl -u {words[-1]} may say more")
 
 
-def _check_unused(what: str) -> None:
+def _check_unused(mode: str | None, what: str) -> None:
     """Refuse while a guest has a device of ours."""
-    if served := _served():
+    if used := asyncio.run(_used(mode)):
         raise UsageError(
-            f"guests use {', '.join(served)}: {what}; shut the guests down, or detach the devices "
+            f"guests use {', '.join(used)}: {what}; shut the guests down, or detach the devices "
             "(xl block-detach, xenbusctl detach)"
         )
 
 
-def _served() -> list[str]:
-    """The devices of the daemon that runs here, if one does."""
+async def _used(mode: str | None) -> list[str]:
+    """Our devices that are not closed, as the store says: a daemon may just be starting. None if there is no store."""
+    claims = registry.claims(registry.find(Side.BACKEND, None))
+    found = []
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(10)
-            sock.connect(f"{HERE}{RUN_DIR}/control.sock")
-            sock.sendall(b'{"command": "list"}\n')
-            answer = json.loads(sock.makefile("rb").readline())
-    except (OSError, ValueError):
-        return []
-    return [dev["device"] for dev in answer["ok"]["devices"] if dev["state"] != "Closed"]
+        async with asyncio.timeout(STORE_S), StoreClient(store_endpoint()) as store:
+            for id in await toolstack.devices(store, Domid(int(await store.read("domid")))):
+                pair = await toolstack.look(store, id)
+                script = claims.get(id.device_class)
+                theirs = mode == "arbiter" and script is not None and os.path.basename(pair.script or "") != script
+                if id.device_class in claims and not theirs and pair.backend not in (State.UNKNOWN, State.CLOSED):
+                    found.append(str(id))
+    except (StoreLost, TimeoutError):
+        pass
+    return found

@@ -32,11 +32,13 @@ from xenbusd.bus.ports import Ports
 from xenbusd.bus.scan import Scan
 from xenbusd.bus.state import State
 from xenbusd.errors import NodeNotFound
+from xenbusd.host.interface import Host
 from xenbusd.host.sim.client import SimHost, census
 from xenbusd.host.sim.protocol import Holdings
 from xenbusd.host.sim.thread import broker_in_thread
 from xenbusd.ids import DOM0, DeviceClass, Devid, Domid
 from xenbusd.store.client import StoreClient
+from xenbusd.testing.faults import Faults, FaultyHost, FaultyStore
 from xenbusd.toolstack import PairState
 
 DEADLINE_S = 20.0
@@ -68,6 +70,7 @@ class Process:
         run_dir: where its drivers put sockets.
         options: each class's table of the configuration file.
         hotplug: who runs hotplug scripts; None: somebody else does.
+        faults: what goes wrong for it.
     """
 
     def __init__(
@@ -77,14 +80,21 @@ class Process:
         *,
         options: Mapping[str, Mapping[str, Any]],
         hotplug: HotplugRunner | None,
+        faults: Faults | None = None,
     ) -> None:
         self.host = host
         self.domid = host.domid
-        self.store = StoreClient(host.store, window=0 if host.domid == DOM0 else GUEST_WINDOW)
+        window = 0 if host.domid == DOM0 else GUEST_WINDOW
+        self.store = (
+            StoreClient(host.store, window=window) if faults is None else FaultyStore(host, faults, window=window)
+        )
+        if faults is not None:
+            faults.on_cut = self._cut
+        door: Host = host if faults is None else FaultyHost(host, faults)
         self.around = Surroundings(
             store=self.store,
-            host=host,
-            ports=Ports(host.events),
+            host=door,
+            ports=Ports(door.events),
             domid=host.domid,
             log=log.get().bind(domain=host.domid),
             hotplug=hotplug,
@@ -110,6 +120,10 @@ class Process:
             if dev.id == id:
                 return dev
         raise LookupError(f"the process in domain {self.domid} has no device {id}")
+
+    def run_path(self, id: DeviceId, suffix: str) -> str:
+        """Where its frontend's driver puts what it calls `dev.run_path(suffix)`."""
+        return f"{self.around.run_dir}/{id.device_class}-{id.devid}.{suffix}"
 
     def story(self, id: DeviceId) -> list[tuple[str, str]]:
         """What it saw happen to a device, in order: (actor, event), such as ("backend", "InitWait").
@@ -175,13 +189,17 @@ class Process:
         if not self.alive:
             return
         self.alive = False
+        self._cut()
+        await self.store.close()
+        await asyncio.gather(*(scan.supervisor.stop() for scan in self.scans))
+        await self._end_tasks()
+
+    def _cut(self) -> None:
+        """Shut the door at once."""
         for dev in self.devices:
             dev.stopping = True  # what still unwinds here is no news for the log
         self.around.ports.stop()
         self.host.close()
-        await self.store.close()
-        await asyncio.gather(*(scan.supervisor.stop() for scan in self.scans))
-        await self._end_tasks()
 
     async def _end_tasks(self) -> None:
         for task in self._tasks:
@@ -235,6 +253,7 @@ class Machine:
         *drivers: type[Driver[Any]],
         options: Mapping[str, Mapping[str, Any]] | None = None,
         hotplug: HotplugRunner | None = None,
+        faults: Faults | None = None,
     ) -> Process:
         """Start a process in a domain; the first one brings the domain to life.
 
@@ -244,10 +263,12 @@ class Machine:
                 end's process.
             options: for each class, what `[drivers.<class>]` would hold.
             hotplug: runs the scripts of its backends.
+            faults: what goes wrong for it.
         """
         run_dir = self.folder / str(domid)
         run_dir.mkdir(exist_ok=True)
-        process = Process(SimHost(self.socket, domid), str(run_dir), options=options or {}, hotplug=hotplug)
+        host = SimHost(self.socket, domid)
+        process = Process(host, str(run_dir), options=options or {}, hotplug=hotplug, faults=faults)
         self.processes.append(process)
         await process.open(drivers)
         return process

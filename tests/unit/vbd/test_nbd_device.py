@@ -135,7 +135,7 @@ async def test_resize(tmp_path: Path) -> None:
     assert kernel.calls[-1] == ("nbd0", nbd_device.NBD_SET_SIZE_BLOCKS, 1 << 36)
     assert not device.over.done()
     kernel.refuse["nbd0", nbd_device.NBD_SET_SIZE_BLOCKS] = errno.EINVAL
-    with pytest.raises(NbdDeviceError, match="refuses a new size of .*nbd0: Invalid argument"):
+    with pytest.raises(NbdDeviceError, match=r"refuses a new size of .*nbd0: Invalid argument"):
         await device.resize()
     await device.detach()
     calls = len(kernel.calls)

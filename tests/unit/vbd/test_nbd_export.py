@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import stat
@@ -205,8 +206,8 @@ def resized(disk: MemoryDisk, size_bytes: int) -> None:
 
 
 async def test_a_disk_that_grows(tmp_path: Path) -> None:
-    """After `refresh` a client that was there already reaches what is new, as the kernel's does once it knows; those that
-    come are told."""
+    """After `refresh` a client that was there already reaches what is new, as the kernel's does once it knows; those
+    that come are told."""
     disk = MemoryDisk(SIZE)
     export = NbdExport(disk, name="vbd-51712")
     await export.listen(str(tmp_path / "nbd"))

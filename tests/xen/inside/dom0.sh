@@ -1,5 +1,6 @@
 #!/bin/bash
-# dom0 from here on: what Debian's /etc/init.d/xen does, and no more; then the tests that /mnt/out/items names.
+# dom0 from here on: what Debian's /etc/init.d/xen does, and no more; then a shell, if /mnt/out/shell is there, or the
+# tests that /mnt/out/items names.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8
 exec </dev/null >/mnt/out/dom0.log 2>&1
 for folder in run tmp dev/shm; do
@@ -23,15 +24,23 @@ bin=/usr/lib/xen-4.17/bin
 "$bin/xen-init-dom0"
 "$bin/xenconsoled" --log=guest --log-dir=/mnt/out/consoles
 
-export PYTHONPATH=/mnt/tree:/mnt/tree/drivers:/mnt/tree/meta:/opt/site PYTHONDONTWRITEBYTECODE=1
-export XENBUSD_XEN=inside
-cd /mnt/tree || exit
-mapfile -t items </mnt/out/items
-# pyxs leaves /proc/xen/capabilities open when it is imported; it exists only here, so only here is it seen.
-timeout --kill-after 10 "$(cat /mnt/out/deadline_s)" \
-    python3 -m pytest -p no:cacheprovider -vv -W 'ignore:unclosed file:ResourceWarning:pyxs.client' "${items[@]}" \
-    >/mnt/out/pytest.log 2>&1
-echo "pytest ended with $?"
+export PYTHONPATH=/mnt/tree:/mnt/tree/drivers:/mnt/tree/meta:/mnt/out/meta:/opt/site PYTHONDONTWRITEBYTECODE=1
+run_tests() {
+    export XENBUSD_XEN=inside
+    cd /mnt/tree || exit
+    mapfile -t items </mnt/out/items
+    # pyxs leaves /proc/xen/capabilities open when it is imported; it exists only here, so only here is it seen.
+    timeout --kill-after 10 "$(cat /mnt/out/deadline_s)" \
+        python3 -m pytest -p no:cacheprovider -vv -W 'ignore:unclosed file:ResourceWarning:pyxs.client' "${items[@]}" \
+        >/mnt/out/pytest.log 2>&1
+    echo "pytest ended with $?"
+}
+
+if [ -e /mnt/out/shell ]; then
+    . /mnt/tree/tests/xen/inside/shell.sh
+else
+    run_tests
+fi
 
 xl list
 xenstore-ls -fp >/mnt/out/store.txt

@@ -1,6 +1,7 @@
 #!/bin/busybox sh
-# dom0's first steps: its root comes by 9p, read-only, with an overlay in memory; so does the staged work tree, at
-# /mnt/tree. /mnt/out is a folder of the machine outside: orders go in, results come out.
+# dom0's first steps: its root comes by 9p, read-only, with an overlay in memory; so does the work tree, at /mnt/tree:
+# a staged one in the same way, a live one as it is. /mnt/out is a folder of the machine outside: orders go in, results
+# come out.
 export PATH=/bin
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -18,7 +19,13 @@ layered() { # tag, where
         mount -t overlay -o "lowerdir=/lower/$1,upperdir=/upper/$1/over,workdir=/upper/$1/work" overlay "$2"
 }
 
-layered root /new && layered tree /new/mnt/tree &&
+live() { # tag, where
+    mkdir -p "$2"
+    mount -t 9p -o "$options,ro,cache=none" "$1" "$2"
+}
+
+case " $(cat /proc/cmdline) " in *" live "*) how=live ;; *) how=layered ;; esac
+layered root /new && "$how" tree /new/mnt/tree &&
     mkdir -p /new/mnt/out && mount -t 9p -o "$options,cache=none" out /new/mnt/out || exec sh
 for folder in proc sys dev; do
     mount --move "/$folder" "/new/$folder"

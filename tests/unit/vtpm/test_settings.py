@@ -1,0 +1,80 @@
+"""The table [drivers.vtpm], and uuids."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from xenbusd.errors import UsageError
+from xenbusd_vtpm import settings
+from xenbusd_vtpm.settings import parse_settings, parse_uuid
+
+UUID = "01234567-89ab-cdef-0123-456789abcdef"
+
+
+def test_uuids() -> None:
+    """Either case is read, one is kept."""
+    assert parse_uuid(UUID.upper()) == UUID
+
+
+@pytest.mark.parametrize(
+    "text", ["", "..", "../" + UUID, UUID + "/..", UUID + "\n", UUID[:-1], UUID.replace("-", ""), "٠" * 36, UUID + "\0"]
+)
+def test_what_is_no_uuid(text: str) -> None:
+    """Nothing that could lead out of the state's folder is a uuid."""
+    with pytest.raises(UsageError, match="is no uuid"):
+        parse_uuid(text)
+
+
+def test_an_empty_table() -> None:
+    """Everything has a default."""
+    found = parse_settings({}, "/run/somewhere")
+    assert (found.state_dir, found.version, found.key_file) == ("/run/somewhere", "2.0", None)
+
+
+def test_a_full_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every key is read; the agent's is left alone."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    options = {
+        "state_dir": "/srv/tpms",
+        "version": "1.2",
+        "versions": {UUID.upper(): "2.0"},
+        "key_file": "/etc/key",
+        "user": "root",
+        "vtpmx": False,
+    }
+    found = parse_settings(options, "/run")
+    assert (found.state_dir, found.version, found.versions) == ("/srv/tpms", "1.2", {UUID: "2.0"})
+    assert (found.key_file, found.user) == ("/etc/key", "root")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"statedir": "/srv"}, "statedir: unknown key; the keys are state_dir, version"),
+        ({"state_dir": "srv"}, "state_dir: 'srv' is not an absolute path"),
+        ({"key_file": 5}, "key_file: 5 is not an absolute path"),
+        ({"version": 2.0}, "version 2.0: it is one of 2.0, 1.2, in quotes"),
+        ({"versions": "2.0"}, r"write a table \[drivers.vtpm.versions\]"),
+        ({"versions": {"x": "2.0"}}, "is no uuid"),
+        ({"user": 5}, "user: 5 is no user's name"),
+        ({"user": "nobody-of-that-name"}, "there is no user 'nobody-of-that-name'"),
+    ],
+)
+def test_mistakes(options: dict[str, object], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is named with its key."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with pytest.raises(UsageError, match=said):
+        parse_settings(options, "/run")
+
+
+def test_the_user_is_only_root_s_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is not root runs swtpm as himself; root as tss, if there is one."""
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert parse_settings({"user": "root"}, "/run").user is None
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(settings, "USER", "root")
+    assert parse_settings({}, "/run").user == "root"
+    monkeypatch.setattr(settings, "USER", "nobody-of-that-name")
+    assert parse_settings({}, "/run").user is None

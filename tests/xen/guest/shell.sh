@@ -1,0 +1,4 @@
+# A shell on the console, for a person.
+load xen-blkfront
+stty sane
+setsid cttyhack sh -i

@@ -1,0 +1,294 @@
+"""A shared page that is no ring: mapped or shared, with an event channel, for classes whose protocol is their own.
+
+    async with connect_page(dev) as link:                   # the backend's end
+        await link.connected(size=4)
+        await link.serve(look)
+    async with offer_page(dev, feature_x=1) as link:        # the frontend's
+        await dev.connected()
+        await link.serve(look)
+
+What stands in the page, and whose turn it is, is the driver's matter; so is reading each byte of it once only. `look`
+is a plain function, called at the beginning and at each event.
+
+A backend may go on with the page of a process before it (T15). What the page cannot tell then, whether that process had
+begun with the request in it, is kept beside it: see `BackPage.taken`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from xenbusd.bus.device import Device
+from xenbusd.bus.handover import identity
+from xenbusd.bus.link import FOR_NOTHING_MAX, PAUSE_FIRST_S, PAUSE_MAX_S
+from xenbusd.bus.nodes import Value, keys
+from xenbusd.bus.state import OFFERED, Seen, State
+from xenbusd.errors import DeviceOver
+from xenbusd.ids import Port
+from xenbusd.ring.barrier import fence
+
+if TYPE_CHECKING:
+    from xenbusd.bus.backend import BackendDevice
+    from xenbusd.bus.frontend import FrontendDevice
+
+_NOTE = struct.Struct("<4sIB")
+"""Magic, the page's identity, whether its request was taken: what stands in the file beside a page."""
+_MAGIC = b"xbpg"
+
+
+class PageLink:
+    """Common to both ends.
+
+    Args:
+        dev: whose link it is.
+        page: the shared page, 4096 bytes.
+        port: our event channel port, bound or open.
+        release: gives the page back; called once, after the port is closed.
+    """
+
+    def __init__(self, dev: Device, page: memoryview, port: Port, release: Callable[[], None]) -> None:
+        self.dev = dev
+        self.page = page
+        self.port = port
+        self.grants = dev.around.host.grants
+        self.counters = dev.counters
+        self._events = dev.around.host.events
+        self._release = release
+        self._look: Callable[[], bool] | None = None
+        self._open = True
+        self._for_nothing = 0
+        dev.details = self.describe
+
+    def notify(self) -> None:
+        """Wake the other end."""
+        self.counters["notifications"] += 1
+        self._events.notify(self.port)
+
+    @staticmethod
+    def fence() -> None:
+        """Have the other end see what was stored before this no later than what is stored after it."""
+        fence()
+
+    async def serve(self, look: Callable[[], bool]) -> str:
+        """Call `look` now and after each notification, for as long as the connection lasts.
+
+        Args:
+            look: reads whose turn it is and does what is to be done; returns whether there was something. Not a
+                coroutine. An error that it raises ends the connection and is raised here.
+
+        Returns:
+            Why it is over. The page and the port still work, so that work under way can be finished.
+        """
+        self._look = look
+        self.dev.around.ports.attach(self.port, self._ready)
+        self._ready()  # a request may have come before the port was bound (T49, T60)
+        return await self.dev.until_over()
+
+    def _ready(self) -> None:
+        if self._look is None:
+            return
+        try:
+            found = self._look()
+        except Exception as error:
+            self._look = None  # the port stays masked: a hostile peer cannot wake us again (T61)
+            self.dev.fail(error)
+            return
+        self._for_nothing = 0 if found else self._for_nothing + 1
+        excess = self._for_nothing - FOR_NOTHING_MAX
+        if excess <= 0:
+            self._events.unmask(self.port)
+        else:  # it wakes us for nothing: as `Link.unmask`
+            self.counters["throttled"] = self.counters.get("throttled", 0) + 1
+            pause_s = min(PAUSE_FIRST_S * 2 ** min(excess, 16), PAUSE_MAX_S)
+            asyncio.get_running_loop().call_later(pause_s, self._unmask_late)
+
+    def _unmask_late(self) -> None:
+        if self._open:
+            self._events.unmask(self.port)
+
+    def describe(self) -> dict[str, object]:
+        """The port and the page's first bytes, for `show`."""
+        return {"port": self.port, "page": bytes(self.page[:8]).hex(" ")}
+
+    def close(self) -> None:
+        """Close the port, then give the page back. Idempotent."""
+        if not self._open:
+            return
+        self._open = False
+        self._look = None
+        self.dev.details = None
+        self.dev.around.ports.detach(self.port)
+        self._events.unbind(self.port)
+        self._release()
+
+
+class BackPage(PageLink):
+    """The backend's end.
+
+    Args:
+        note: the file beside the page: descriptor, open for writing.
+        identity: of the page.
+    """
+
+    def __init__(
+        self, dev: Device, page: memoryview, port: Port, release: Callable[[], None], note: int, identity: int
+    ) -> None:
+        super().__init__(dev, page, port, release)
+        self._note = note
+        self._identity = identity
+        self._taken = False
+
+    @property
+    def taken(self) -> bool:
+        """Whether the request in the page has been begun with. It outlives this process: if the next one finds True,
+        the request may have been carried out, fully, by half, or not at all."""
+        return self._taken
+
+    @taken.setter
+    def taken(self, taken: bool) -> None:
+        """Say it before the first thing is done, and take it back once the answer can be seen."""
+        self._taken = taken
+        os.pwrite(self._note, _NOTE.pack(_MAGIC, self._identity, taken), 0)
+
+    def recall(self) -> None:
+        """Read what the process before us has left.
+
+        Raises:
+            DeviceOver: it has left nothing, or this is another page.
+        """
+        raw = os.pread(self._note, _NOTE.size + 1, 0)
+        if len(raw) != _NOTE.size or _NOTE.unpack(raw)[:2] != (_MAGIC, self._identity):
+            raise DeviceOver("the process before us has left no note of this page")
+        self._taken = bool(_NOTE.unpack(raw)[2])
+
+    async def connected(self, **published: Value) -> None:
+        """Publish keys and switch to Connected: what the page is for can be had. Nothing to do for a page that is gone
+        on with; nor if the toolstack closes the device already: it is served until its frontend has closed (T50).
+
+        Args:
+            published: keys of our directory that the frontend reads once we are Connected, in the same transaction.
+
+        Raises:
+            DeviceOver: the device is gone.
+        """
+        dev = self.dev
+        if dev.state is State.CONNECTED:
+            return
+        try:
+            await dev.switch(State.CONNECTED, keys(published))
+        except DeviceOver:
+            seen = await dev.look()
+            if seen.own is State.CLOSING and seen.otherend in OFFERED:
+                return
+            raise
+        await dev.clear_error()
+        dev.log.info("device.connected", frontend=dev.otherend.domid)
+
+    def close(self) -> None:
+        """Close the link; the note stays."""
+        if self._open:
+            os.close(self._note)
+        super().close()
+
+
+@asynccontextmanager
+async def connect_page(dev: BackendDevice) -> AsyncIterator[BackPage]:
+    """Map the page that the frontend has offered, and bind its event channel; `connected` is the next step.
+
+    Leaving the context closes the port and unmaps the page; Closing and Closed are written after that. A process that
+    ends, or is killed, leaves the device Connected, and the next one goes on with the page.
+
+    Args:
+        dev: a backend's device, after `advertise`.
+
+    Raises:
+        NodeValueError: the offer is not complete or not sound.
+        GrantError, EventChannelError: Xen does not let us have what was offered.
+        DeviceOver: the process before us left a page that cannot be gone on with.
+    Blocks: mapping goes through a thread, for it can sleep in the kernel (T66).
+    """
+    host, otherend = dev.around.host, dev.otherend
+    [(grefs, otherend_port)] = await otherend.read_offers(max_order=0, max_queues=1)
+    mapping = await asyncio.to_thread(host.grants.map, otherend.domid, grefs)
+    try:
+        port = host.events.bind_interdomain(otherend.domid, otherend_port)
+        try:
+            note = os.open(dev.journal_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)  # `dev.close` removes it
+        except BaseException:
+            host.events.unbind(port)
+            raise
+    except BaseException:
+        mapping.unmap()
+        raise
+    link = BackPage(dev, mapping.view, port, mapping.unmap, note, identity(grefs, otherend_port))
+    try:
+        if dev.adopted:
+            try:
+                link.recall()
+            except DeviceOver as over:
+                dev.log.warning("device.unclean", reason=str(over))
+                raise
+            dev.log.info("device.adopted", frontend=otherend.domid)
+        else:
+            os.ftruncate(note, 0)
+            link.taken = False
+        yield link
+    finally:
+        link.close()
+
+
+@asynccontextmanager
+async def offer_page(dev: FrontendDevice, **requested: Value) -> AsyncIterator[PageLink]:
+    """Share a page of zeros, open an event channel, publish both with other keys, and switch to Initialised.
+
+    Entered once the backend is Connected. Call `dev.connected` when the user of this domain can use the device. Leaving
+    the context closes the port and takes the page back.
+
+    Args:
+        dev: a frontend's device.
+        requested: more keys of our directory, in the same transaction.
+
+    Raises:
+        GrantError, EventChannelError: no page or port to be had.
+        DeviceOver: the backend closes instead.
+    """
+    host, domid = dev.around.host, dev.otherend.domid
+    await dev.until(_begins(dev), f"the backend in domain {domid} to begin")
+    share = host.grants.share(domid, 1)
+    try:
+        port = host.events.alloc_unbound(domid)
+    except BaseException:
+        share.unshare()
+        raise
+    link = PageLink(dev, share.view, port, share.unshare)
+    try:
+        dev.timeline.record("frontend", "write ring/channel details")
+        offered: dict[str, Value] = {"ring-ref": share.grefs[0], "event-channel": port, **keys(requested)}
+        await dev.switch(State.INITIALISED, offered)
+        await dev.until(_accepted(dev), f"the backend in domain {domid} to connect")
+        yield link
+    finally:
+        link.close()
+
+
+def _begins(dev: Device) -> Callable[[Seen], bool | None]:
+    """Whether what the backend shows is not left from the last time."""
+
+    def step(seen: Seen) -> bool | None:
+        dev.check(seen)
+        return True if seen.otherend in (State.INITIALISING, State.INIT_WAIT) else None
+
+    return step
+
+
+def _accepted(dev: Device) -> Callable[[Seen], bool | None]:
+    def step(seen: Seen) -> bool | None:
+        dev.check(seen)
+        return True if seen.otherend is State.CONNECTED else None
+
+    return step
