@@ -10,7 +10,7 @@ from xenbusd.bus.frontend import FrontendDevice
 from xenbusd.bus.link import BackLink, FrontLink
 from xenbusd.bus.nodes import NodeType, boolean, choice, text, unsigned
 from xenbusd.bus.page import BackPage, PageLink, connect_page, offer_page
-from xenbusd.bus.state import State
+from xenbusd.bus.state import Seen, State
 from xenbusd.errors import (
     DeviceOver,
     DriverError,
@@ -61,6 +61,7 @@ __all__ = [
     "Raw",
     "RingError",
     "RingFormat",
+    "Seen",
     "Share",
     "Slot",
     "State",

@@ -11,6 +11,8 @@ from xenbusd.api import (
     Devid,
     Directories,
     OtherendError,
+    Seen,
+    State,
     boolean,
     connect_page,
 )
@@ -51,20 +53,26 @@ class VtpmBackend(Backend, device_class="vtpm"):
                 await self.close()  # Closed means that it is off, and may be attached elsewhere
 
     async def _switch_on(self, dev: BackendDevice, tpm: Tpm) -> None:
-        """Switch the TPM on if it is off, for as long as the device is there.
+        """Switch the TPM on if it is off. If the toolstack closes the device meanwhile, it stays off: all commands fail
+        then, so that a frontend which waits for an answer can go on, and close.
 
         Raises:
             UsageError, TpmError: it cannot be had.
             DeviceOver: the device has gone meanwhile.
         """
+
+        def closes(seen: Seen) -> bool | None:
+            dev.check(seen)
+            return True if seen.own is State.CLOSING else None
+
         switching = asyncio.create_task(tpm.switch_on(go_on=dev.adopted), name="vtpm start")
-        gone: asyncio.Task[None] = asyncio.create_task(dev.until(dev.check, "its TPM to start"), name="vtpm end")
+        closing = asyncio.create_task(dev.until(closes, "its TPM to start"), name="vtpm end")
         try:
-            await asyncio.wait({switching, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({switching, closing}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (switching, gone):
+            for task in (switching, closing):
                 task.cancel()
-            outcomes = await asyncio.gather(switching, gone, return_exceptions=True)
+            outcomes = await asyncio.gather(switching, closing, return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, Exception):
                 raise outcome

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import subprocess
 from collections.abc import Sequence
 
@@ -70,14 +71,14 @@ class Child:
         return "; ".join(self._tail.decode("utf-8", "backslashreplace").split("\n")).strip("; ") or "no output"
 
     async def finish(self, timeout_s: float) -> None:
-        """Wait for its end, and kill it if that does not come in time. Idempotent."""
+        """Wait for its end, and kill it, with all its children, if that does not come in time. Idempotent."""
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
                     await self.ended.wait()
         finally:
             if not self.ended.is_set():
-                self._process.kill()
+                os.killpg(self._process.pid, signal.SIGKILL)  # with what it has started itself
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(KILLED_WITHIN_S)  # as good as dead: too short a wait for a thread
                 self._reap()

@@ -32,6 +32,7 @@ COMMAND_S = 300.0
 """The longest that a command may take; some make keys, on slow machines for minutes."""
 CONTROL_S = 60.0
 END_S = 5.0
+KILL_S = 0.2
 
 
 class SwtpmLost(Exception):
@@ -92,13 +93,13 @@ class Swtpm:
         try:
             result = await swtpm._control(CMD_INIT, struct.pack(">I", 0))
         except BaseException as error:
-            await swtpm.end()
+            await swtpm.kill()
             if isinstance(error, SwtpmLost):
                 said = INSTALL if child.status == NOT_FOUND else child.said
                 raise TpmError(f"swtpm does not start: {said}") from error
             raise
         if result != 0:
-            await swtpm.end()
+            await swtpm.kill()
             raise TpmError(f"swtpm cannot use the TPM in {home.state} (result {result:#x}): {child.said}")
         return swtpm
 
@@ -152,21 +153,22 @@ class Swtpm:
         """Switch it off: in order if it still answers. Idempotent."""
         try:
             if self.alive and self._version is TPM_2_0:
-                self._ended = True
                 async with asyncio.timeout(END_S):
                     await self._exchange(SHUTDOWN)
         except (SwtpmLost, TimeoutError):
             pass
         finally:
-            self._ended = True
-            self._data.close()  # which ends it
-            self._control_socket.close()
-            await self._child.finish(END_S)
+            await self._finish(END_S)
 
     async def kill(self) -> None:
-        """Have it end as it is, with nothing said to it. Idempotent."""
+        """Have it end as it is: what it must not forget is stored. Idempotent."""
+        await self._finish(KILL_S)
+
+    async def _finish(self, timeout_s: float) -> None:
         self._ended = True
-        await self.end()
+        self._data.close()  # which ends it, once it has done what it is at
+        self._control_socket.close()
+        await self._child.finish(timeout_s)
 
     async def _exchange(self, command: bytes) -> bytes:
         response = b""

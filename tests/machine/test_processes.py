@@ -176,6 +176,34 @@ def test_a_pause_outlives_the_daemon(host: ProcessMachine, dom0: subprocess.Pope
     assert host.ctl("detach", device).returncode == 0
 
 
+@needs_nbd
+def test_a_backend_that_is_killed_loses_no_request_of_any_queue(
+    host: ProcessMachine, dom0: subprocess.Popen[bytes]
+) -> None:
+    """SIGKILL in the middle of a copy through three queues, twice: the copy is whole each time; no journal stays."""
+    config = host.folder / "agent.toml"
+    config.write_text("[drivers.vbd]\nqueues = 3\nring_page_order = 1\n")
+    host.agent(1, "--config", str(config))
+    disk, copy = image(host, "disk.img", 64), host.folder / "copy.img"
+    device = attach(host, 1, disk)
+    rings = Path(f"{host.path}.dom0")
+    assert sorted(path.name for path in rings.glob("*.ring*")) == [f"vbd-1-51712.ring{n}" for n in ("", 1, 2)]
+    for _ in range(2):
+        copy.unlink(missing_ok=True)
+        copier = subprocess.Popen(["nbdcopy", "--requests=64", host.disk_uri(1), str(copy)])
+        while not copy.exists() or copy.stat().st_blocks < 8 * MIB // 512:
+            assert copier.poll() is None
+        dom0.kill()
+        dom0.wait()
+        dom0 = host.serve()
+        assert copier.wait() == 0
+        assert copy.read_bytes() == disk.read_bytes()
+    assert host.logs().count("device.connected") == 2  # once on each side
+    assert host.logs().count("device.adopted") == 2
+    assert host.ctl("detach", device).returncode == 0
+    assert list(rings.glob("*.ring*")) == []
+
+
 @pytest.mark.usefixtures("guest")
 def test_a_ring_that_cannot_be_trusted_is_closed(host: ProcessMachine, dom0: subprocess.Popen[bytes]) -> None:
     """The echo's backend does not promise to answer in order: after SIGKILL its device is closed, and begins again."""

@@ -12,7 +12,7 @@ from tests.xen.disks import check_ext4, empty_image
 from tests.xen.dom0 import Guest, assert_nothing_left, run, sum_of
 from tests.xen.domu import Domu
 
-BLOCK_LOOP = Path(__file__).parent / "inside" / "block-loop"
+INSIDE = Path(__file__).parent / "inside"
 DISK_BYTES = 64 << 20
 QUEUES = 2
 AGENT = (
@@ -59,7 +59,7 @@ def test_all_that_blkback_negotiates(tmp_path: Path) -> None:
     """A file system through two queues of four pages and large requests; what is discarded is given back; and when the
     image grows, so does the mounted disk, which never leaves."""
     image = empty_image(tmp_path / "disk.img", DISK_BYTES)
-    guest = AgentDomu("grows", [f"script={BLOCK_LOOP},vdev=xvda,access=rw,target={image}"])
+    guest = AgentDomu("grows", [f"script={INSIDE / 'block-loop'},vdev=xvda,access=rw,target={image}"])
     try:
         guest.start()
         guest.start_agent(f"queues = {QUEUES}\\nring_page_order = 2\\n")
@@ -93,7 +93,7 @@ def test_all_that_blkback_negotiates(tmp_path: Path) -> None:
         print(guest.do("dd if=/dev/urandom of=/dev/nbd0 bs=1M seek=100 count=20 conv=fsync", timeout_s=240))
         guest.do("umount /disk && e2fsck -fn /dev/nbd0", timeout_s=240)
         assert guest.do("sha256sum /dev/nbd0", timeout_s=240).split()[0] == sum_of(image)
-        assert guest.do("grep -c frontend.*Initialised /tmp/agent.log").splitlines()[-1] == "1"
+        assert guest.do("grep -c device.connected /tmp/agent.log").splitlines()[-1] == "1", "it has come anew"
         guest.stop_agent()
     finally:
         print(guest.console)
@@ -108,7 +108,7 @@ def test_sectors_of_4_kib(tmp_path: Path) -> None:
     """A backend with sectors of 4 KiB: the guest's block device has them too, and the file system is whole."""
     image = empty_image(tmp_path / "disk.img", DISK_BYTES)
     loop = run("losetup", "--find", "--show", "--sector-size", "4096", image).strip()
-    guest = AgentDomu("sectors", [f"phy:{loop},xvda,w"])
+    guest = AgentDomu("sectors", [f"script={INSIDE / 'block-device'},vdev=xvda,access=rw,target={loop}"])
     try:
         guest.start()
         guest.start_agent("")

@@ -23,7 +23,10 @@ PCR_READ = "00c10000000e000000150000000b"
 GET_RANDOM = "00c10000000e0000004600000008"
 """TPM 1.2: register 11; 8 bytes. A 0a in the middle would end a line, and be written on its own."""
 
-ROUNDS = 12
+STARTUP_2_0 = "80010000000c000001440000"
+GET_RANDOM_2_0 = "80010000000c0000017b0008"
+
+ROUNDS = 100
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +68,15 @@ def equip(guest: Guest, ramdisk: bytes, *uuids: str) -> None:
 class TpmGuest(Domu):
     """A guest with xen-tpmfront, that does what it is told."""
 
-    def use_tpm(self) -> None:
-        """Wait for /dev/tpm0, and open it."""
-        self.do("for tenth in $(seq 300); do [ -c /dev/tpm0 ] && break; sleep 0.1; done; [ -c /dev/tpm0 ]")
-        self.do("exec 3<>/dev/tpm0")
+    def use_tpm(self, number: int = 0) -> None:
+        """Wait for /dev/tpmN, and open it."""
+        tpm = f"/dev/tpm{number}"
+        self.do(f"for tenth in $(seq 300); do [ -c {tpm} ] && break; sleep 0.1; done; [ -c {tpm} ]")
+        self.do(f"exec 3<>{tpm}")
         self.do("ask() { printf \"$1\" >&3; dd bs=4096 count=1 <&3 2>/dev/null | od -An -v -tx1 | tr -d ' \\n'; }")
 
     def ask(self, command: str) -> str:
-        """Send a command to /dev/tpm0, in hexadecimal; return the response likewise."""
+        """Send a command to the TPM opened last, in hexadecimal; return the response likewise."""
         escaped = "".join(f"\\x{command[at : at + 2]}" for at in range(0, len(command), 2))
         return self.do(f"ask '{escaped}'")
 
@@ -84,8 +88,8 @@ def vtpms(guest: Guest) -> list[str]:
 
 def test_linux_tpmfront(serve: Daemon, tpm_ramdisk: bytes, tmp_path: Path, config: Path) -> None:
     """Linux's own frontend: its /dev/tpm0 answers, registers are extended and read. The daemon is killed, and the next
-    one goes on: Linux does not notice. Detached and attached again it is a TPM after power-on. `xl shutdown` leaves
-    nothing."""
+    one goes on: Linux does not notice. Detached and attached again it is a TPM after power-on. Linux takes a TPM 2.0 for
+    a 1.2 that does not answer well, and lets commands of 2.0 pass all the same. `xl shutdown` leaves nothing."""
     guest = TpmGuest("vtpm")
     equip(guest, tpm_ramdisk, TPM_1_2)
     try:
@@ -110,14 +114,10 @@ def test_linux_tpmfront(serve: Daemon, tpm_ramdisk: bytes, tmp_path: Path, confi
             guest.use_tpm()
             assert guest.ask(PCR_READ) == "00c40000001e00000000" + "00" * 20
 
-            guest.do("exec 3>&-")
             xl("vtpm-attach", guest.name, f"uuid={TPM_2_0}", "backend=0").assert_reached(State.INIT_WAIT)
-            until(lambda: True if second.log.count("tpm.started") == 2 else None, "TPM 2.0", 120)
-            time.sleep(10)
-            print(guest.do("ls -l /dev/tpm*; dmesg | tail -20"))
-            print(run("xenstore-ls", "-f"))
-            print(xl("vtpm-detach", guest.name, "1").text)
-            print(guest.do("ls -l /dev/tpm*; dmesg | tail -20"))
+            guest.use_tpm(1)
+            assert guest.ask(STARTUP_2_0) == "80010000000a00000000"
+            assert re.fullmatch(r"8001000000140000000000[0-9a-f]{18}", guest.ask(GET_RANDOM_2_0))
 
             run("xl", "shutdown", "-w", guest.name, timeout_s=120)
             guest.wait_gone()

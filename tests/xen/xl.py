@@ -14,9 +14,8 @@ from pathlib import Path
 from xenbusd.bus.state import State
 
 LIMIT_S = {State.INIT_WAIT: 2.0, State.CLOSED: 10.0}
-"""How long libxl may have to wait for a backend's state, even under emulation."""
-LIBXL_LIMIT_S = 10.0
-"""How long libxl waits for either: LIBXL_INIT_TIMEOUT, LIBXL_DESTROY_TIMEOUT."""
+"""How long libxl may have to wait for a backend's state, even under emulation. Its own limit is 10 s for either
+(LIBXL_INIT_TIMEOUT, LIBXL_DESTROY_TIMEOUT)."""
 
 _WATCH = re.compile(r"xswatch_register: .*wpath=(\S+/backend/\S+/state) .*: register")
 _DONE = re.compile(r"devstate_callback: backend (\S+) wanted state (\d) ok")

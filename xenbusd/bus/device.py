@@ -20,7 +20,7 @@ from xenbusd.bus.timeline import Timelines
 from xenbusd.errors import (
     AccessDenied,
     DeviceOver,
-    GrantError,
+    HypercallError,
     ImageError,
     LocalProtocolError,
     NodeNotFound,
@@ -396,7 +396,7 @@ class Device(ABC):
 
 def errno_of(error: Exception) -> int:
     """The errno that stands for an error in an error node."""
-    if isinstance(error, ImageError | GrantError | StoreError):
+    if isinstance(error, ImageError | HypercallError | StoreError):
         return error.errno
     if isinstance(error, OSError) and error.errno:
         return error.errno

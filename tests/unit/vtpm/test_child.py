@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -39,6 +40,19 @@ async def test_killed_when_time_is_up(tmp_path: Path) -> None:
     await child.finish(0.01)
     assert child.status == -9
     assert child.ended.is_set()
+
+
+async def test_killed_with_its_children(tmp_path: Path) -> None:
+    """What it has started itself ends with it: nobody holds the pipe any more."""
+    reading, writing = os.pipe()
+    child = Child(["sh", "-c", "sleep 1000 & echo; wait"], cwd=str(tmp_path), pass_fds=[writing])
+    os.close(writing)
+    while child.said == "no output":
+        await asyncio.sleep(0)
+    await child.finish(0.0)
+    async with asyncio.timeout(20):
+        assert await asyncio.to_thread(os.read, reading, 1) == b""
+    os.close(reading)
 
 
 async def test_a_program_that_is_not_there(tmp_path: Path) -> None:
