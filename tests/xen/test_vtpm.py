@@ -88,8 +88,8 @@ def vtpms(guest: Guest) -> list[str]:
 
 def test_linux_tpmfront(serve: Daemon, tpm_ramdisk: bytes, tmp_path: Path, config: Path) -> None:
     """Linux's own frontend: its /dev/tpm0 answers, registers are extended and read. The daemon is killed, and the next
-    one goes on: Linux does not notice. Detached and attached again it is a TPM after power-on. Linux takes a TPM 2.0 for
-    a 1.2 that does not answer well, and lets commands of 2.0 pass all the same. `xl shutdown` leaves nothing."""
+    one goes on: Linux does not notice. Detached and attached again it is a TPM after power-on. Linux takes a 2.0
+    for a 1.2 that does not answer well, and passes commands of 2.0 on all the same. `xl shutdown` leaves nothing."""
     guest = TpmGuest("vtpm")
     equip(guest, tpm_ramdisk, TPM_1_2)
     try:

@@ -154,7 +154,8 @@ def uninstall(*, root: str | None, force: bool, dry_run: bool) -> None:
         _check_unused(_installed_mode(installation), "without xenbusd they would wait for ever (--force: let them)")
     exclusive = _installed_mode(installation) == "exclusive"
     running = root is None and _systemd_runs()
-    for role in () if dry_run else installation.roles:
+    roles = () if dry_run else installation.roles
+    for role in roles:
         if running:
             _systemctl("stop", UNITS[role])
             click.echo(f"stopped {UNITS[role]}")
@@ -164,6 +165,8 @@ def uninstall(*, root: str | None, force: bool, dry_run: bool) -> None:
     installation.remove()
     if running and not dry_run:
         _systemctl("daemon-reload")
+        with suppress(XenbusdError):  # a service that had failed would be listed for ever; others are forgotten already
+            _systemctl("reset-failed", *(UNITS[role] for role in roles))
         if exclusive:
             click.echo("next: modprobe xen-blkback    (Linux's own disk backend; or it is loaded with the next disk)")
 

@@ -341,6 +341,7 @@ def test_uninstall(machine: Machine) -> None:
     assert machine.files() == set()
     assert machine.calls() == [
         "systemctl stop xenbusd.service", "systemctl disable xenbusd.service", "systemctl daemon-reload",
+        "systemctl reset-failed xenbusd.service",
     ]  # fmt: skip
     assert machine.xenbusd("uninstall") == ["nothing to remove: xenbusd is not installed below /"]
     assert machine.calls() == []

@@ -45,13 +45,13 @@ async def test_killed_when_time_is_up(tmp_path: Path) -> None:
 async def test_killed_with_its_children(tmp_path: Path) -> None:
     """What it has started itself ends with it: nobody holds the pipe any more."""
     reading, writing = os.pipe()
-    child = Child(["sh", "-c", "sleep 1000 & echo; wait"], cwd=str(tmp_path), pass_fds=[writing])
+    script = f"sleep 1000 & echo started >/proc/self/fd/{writing}; wait"
+    child = Child(["sh", "-c", script], cwd=str(tmp_path), pass_fds=[writing])
     os.close(writing)
-    while child.said == "no output":
-        await asyncio.sleep(0)
-    await child.finish(0.0)
     async with asyncio.timeout(20):
-        assert await asyncio.to_thread(os.read, reading, 1) == b""
+        assert await asyncio.to_thread(os.read, reading, 100) == b"started\n"
+        await child.finish(0.0)
+        assert await asyncio.to_thread(os.read, reading, 100) == b""
     os.close(reading)
 
 
