@@ -89,7 +89,8 @@ class Abi:
         self.one_segment = self._rw[1]
         """op, nr_segments, handle, id, sector, gref, first and last sector."""
         self._discard = Struct(head + "Q")  # op, flag, pad, id, sector, nr_sectors
-        self._indirect = Struct(f"<BBH{gap}xQQHxx8I")  # op, inner op, nr_segments, id, sector, handle, grefs
+        self.indirect = Struct(f"<BBH{gap}xQQHxx8I")
+        """op, inner op, nr_segments, id, sector, handle, eight grefs."""
         self.response = Struct(f"<QBxh{tail}x")
         """id, op, status."""
         self.slot_bytes = self._rw[SEGMENTS_MAX].size
@@ -102,7 +103,7 @@ class Abi:
             _, flag, _, id, sector, sectors = self._discard.unpack_from(run, start)
             return Request(op, id, sector, sectors, (), (), (), flag)
         if op == INDIRECT:
-            _, inner, segments, id, sector, _, *grefs = self._indirect.unpack_from(run, start)
+            _, inner, segments, id, sector, _, *grefs = self.indirect.unpack_from(run, start)
             return Request(op, id, sector, segments, tuple(grefs[: _indirect_pages(segments)]), (), (), inner)
         if count > SEGMENTS_MAX:
             _, _, _, id, sector = self._rw[0].unpack_from(run, start)
@@ -127,7 +128,7 @@ class Abi:
 
     def pack_indirect(self, op: int, id: int, sector: int, segments: int, grefs: tuple[int, ...]) -> bytes:
         """Pack a read or write whose `segments` descriptors (`pack_segments`) stand in the pages `grefs`."""
-        return self._indirect.pack(INDIRECT, op, segments, id, sector, 0, *grefs, *(0,) * (8 - len(grefs)))
+        return self.indirect.pack(INDIRECT, op, segments, id, sector, 0, *grefs, *(0,) * (8 - len(grefs)))
 
     def pack_discard(self, id: int, sector: int, sectors: int) -> bytes:
         """Pack a discard."""
@@ -156,17 +157,20 @@ def _indirect_pages(segments: int) -> int:
     return -(-segments // SEGMENTS_PER_INDIRECT)
 
 
-_descriptors = cache(lambda count: Struct("<" + "IBBxx" * count))
+@cache
+def descriptors(count: int) -> Struct:
+    """So many descriptors: gref, first and last sector of each."""
+    return Struct("<" + "IBBxx" * count)
 
 
-def expand(request: Request, descriptors: bytes) -> Request:
+def expand(request: Request, table: bytes) -> Request:
     """Make the request that an indirect one stands for.
 
     Args:
         request: indirect, and found sound by `check_indirect`.
-        descriptors: a private copy of its descriptors, SEGMENT_BYTES each.
+        table: a private copy of its descriptors, SEGMENT_BYTES each.
     """
-    fields = _descriptors(request.sectors).unpack(descriptors)
+    fields = descriptors(request.sectors).unpack(table)
     return _with_segments(request.flag, request.id, request.sector, fields[0::3], fields[1::3], fields[2::3])
 
 
@@ -174,7 +178,7 @@ def pack_segments(grefs: tuple[int, ...], sectors: int) -> bytes:
     """Pack the descriptors of `sectors` sectors, which fill the pages `grefs` from the start."""
     last = (sectors - 1) % SECTORS_PER_PAGE
     whole = [field for gref in grefs[:-1] for field in (gref, 0, SECTORS_PER_PAGE - 1)]
-    return bytes(_descriptors(len(grefs)).pack(*whole, grefs[-1], 0, last))
+    return bytes(descriptors(len(grefs)).pack(*whole, grefs[-1], 0, last))
 
 
 X86_64 = Abi("x86_64-abi", gap=4, tail=4)

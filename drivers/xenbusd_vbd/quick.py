@@ -1,9 +1,9 @@
 """The short way: what most requests are, done within one function.
 
-Most requests read or write one whole page that is mapped already, and on an image in memory, or one that the page cache
-holds, that takes a single system call. Going through a request, a job, the pages and the engine would cost them ten
-times that. So this is the one place where a slot is parsed, checked, carried out and answered in one loop; whatever is
-not as plain as that is left to the long way, in BlockServer, with everything behind it.
+Most requests read or write whole pages that are mapped already: one of them, or as many as descriptors in another page
+name. On an image in memory, or one that the page cache holds, that takes a single system call. Going through a request,
+a job, the pages and the engine would cost them ten times that. So this is the one place where a slot is parsed, checked,
+carried out and answered in one loop; whatever is not as plain as that is left to the long way, in BlockServer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,17 @@ from collections import deque
 from collections.abc import Mapping
 
 from xenbusd.api import PAGE_SIZE
-from xenbusd_vbd.protocol import OKAY, READ, SECTORS_PER_PAGE, WRITE, Abi
+from xenbusd_vbd.protocol import (
+    INDIRECT,
+    OKAY,
+    READ,
+    SECTORS_PER_PAGE,
+    SEGMENT_BYTES,
+    SEGMENTS_PER_INDIRECT,
+    WRITE,
+    Abi,
+    descriptors,
+)
 
 _LAST = SECTORS_PER_PAGE - 1
 _SHIFT = 9
@@ -26,19 +36,24 @@ class QuickPath:
     Args:
         abi: its layout.
         mapped: the frontend's pages that are mapped, by grant reference.
-        used: told of each page that is used.
+        used: told of the pages that are used.
+        indirect: the most segments of an indirect request, one page of descriptors; 0 if none were offered.
     """
 
-    __slots__ = ("_mapped", "_pack", "_slot_bytes", "_unpack", "_used")
+    __slots__ = ("_indirect", "_mapped", "_pack", "_slot_bytes", "_unpack", "_unpack_indirect", "_used")
 
-    def __init__(self, abi: Abi, mapped: Mapping[int, memoryview], used: deque[tuple[int, ...]]) -> None:
+    def __init__(self, abi: Abi, mapped: Mapping[int, memoryview], used: deque[tuple[int, ...]], indirect: int) -> None:
         self._unpack = abi.one_segment.unpack_from
+        self._unpack_indirect = abi.indirect.unpack_from
+        self._indirect = min(indirect, SEGMENTS_PER_INDIRECT)
         self._pack = abi.response.pack
         self._slot_bytes = abi.slot_bytes
         self._mapped = mapped
         self._used = used
 
-    def answer(self, run: bytes, first: int, count: int, *, fd: int, flags: int, ops: int, sectors: int) -> list[bytes]:
+    def answer(
+        self, run: bytes, first: int, count: int, *, fd: int, flags: int, ops: int, sectors: int
+    ) -> tuple[list[bytes], int]:
         """Do requests from the front of a run, up to the first that is not plain.
 
         Args:
@@ -51,17 +66,35 @@ class QuickPath:
             sectors: the disk's capacity.
 
         Returns:
-            The answers; all of them OKAY, and those of the requests that were done.
+            The answers, all of them OKAY, of the requests that were done; and the bytes that these moved.
         """
         unpack, pack, mapped, used, slot_bytes = self._unpack, self._pack, self._mapped, self._used, self._slot_bytes
+        unpack_indirect, indirect = self._unpack_indirect, self._indirect
         answers: list[bytes] = []
+        size = 0
         for at in range(first * slot_bytes, (first + count) * slot_bytes, slot_bytes):
-            if run[at + 1] != 1:
+            if run[at] == INDIRECT:
+                _, op, segments, id, sector, _, gref, *_ = unpack_indirect(run, at)
+                if not 0 < segments <= indirect or gref not in mapped:
+                    break
+                fields = descriptors(segments).unpack(bytes(mapped[gref][: segments * SEGMENT_BYTES]))
+                if fields[1::3] != (0,) * segments or fields[2::3] != (_LAST,) * segments:
+                    break
+                used.append((gref,))
+                grefs = fields[0::3]
+            elif run[at + 1] == 1:
+                op, segments, _, id, sector, gref, start, end = unpack(run, at)
+                if start or end != _LAST:
+                    break
+                grefs = (gref,)
+            else:
                 break
-            op, _, _, id, sector, gref, start, end = unpack(run, at)
-            if op >= ops or start or end != _LAST or gref not in mapped or sector + SECTORS_PER_PAGE > sectors:
+            if op >= ops or sector + segments * SECTORS_PER_PAGE > sectors:
                 break
-            pages = (mapped[gref],)
+            try:
+                pages = [mapped[gref] for gref in grefs]
+            except KeyError:
+                break
             try:
                 if op == READ:
                     done = os.preadv(fd, pages, sector << _SHIFT, flags)
@@ -69,11 +102,12 @@ class QuickPath:
                     done = os.pwritev(fd, pages, sector << _SHIFT)
             except OSError:  # the long way meets it again, and says what it is
                 break
-            if done != PAGE_SIZE:
+            if done != segments * PAGE_SIZE:
                 break
-            used.append((gref,))
+            used.append(grefs)
+            size += done
             answers.append(pack(id, op, OKAY))
-        return answers
+        return answers, size
 
 
 assert (READ, WRITE) == (0, 1), "operations are compared with how many are allowed"

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from xenbusd.api import PAGE_SIZE, BackLink, Raw
+from xenbusd.api import BackLink, Raw
 from xenbusd_vbd.engine import Engine, Job
 from xenbusd_vbd.limits import Limits
 from xenbusd_vbd.pages import Pages, PersistentPages
@@ -62,8 +62,10 @@ class BlockServer:
         self._engine = engine
         self._pages = pages
         self._limits = limits
-        self._quick = QuickPath(abi, pages.mapped, pages.used) if isinstance(pages, PersistentPages) else None
         self._indirect_segments = indirect_segments
+        self._quick: QuickPath | None = None
+        if isinstance(pages, PersistentPages):
+            self._quick = QuickPath(abi, pages.mapped, pages.used, indirect_segments)
         self._failed: Callable[[Request], None] | None = failed
         self._counters = link.counters
         self._jobs: deque[Job] = deque()
@@ -111,7 +113,7 @@ class BlockServer:
             return 0
         if self._paused or self._limits.active or self._pages.full:
             return 0
-        answers = quick.answer(
+        answers, moved = quick.answer(
             run,
             first,
             count,
@@ -121,7 +123,7 @@ class BlockServer:
             sectors=engine.sectors,
         )
         self._ring.put_all(answers)
-        self._counters["bytes"] += len(answers) * PAGE_SIZE
+        self._counters["bytes"] += moved
         return len(answers)
 
     def _begin(self, requests: list[Request]) -> None:

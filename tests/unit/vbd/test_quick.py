@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from xenbusd.ids import PAGE_SIZE
-from xenbusd_vbd.protocol import FLUSH_DISKCACHE, OKAY, READ, WRITE, X86_32, X86_64, Abi
+from xenbusd_vbd.protocol import FLUSH_DISKCACHE, OKAY, READ, WRITE, X86_32, X86_64, Abi, pack_segments
 from xenbusd_vbd.quick import QuickPath
 
 PAGES = 16
@@ -38,13 +38,13 @@ class Bench:
         self.fd = fd
         self.pages = {gref: memoryview(bytearray(bytes([gref]) * PAGE_SIZE)) for gref in (100, 101)}
         self.used: deque[tuple[int, ...]] = deque()
-        self.quick = QuickPath(abi, self.pages, self.used)
+        self.quick = QuickPath(abi, self.pages, self.used, 256)
 
     def answer(self, *slots: bytes, first: int = 0, ops: int = 2, sectors: int = SECTORS) -> list[tuple[int, int, int]]:
         """Have it do slots; its answers, parsed."""
         run = b"".join(slot.ljust(self.abi.slot_bytes, b"\xee") for slot in slots)
         count = len(slots) - first
-        answers = self.quick.answer(run, first, count, fd=self.fd, flags=0, ops=ops, sectors=sectors)
+        answers, self.moved = self.quick.answer(run, first, count, fd=self.fd, flags=0, ops=ops, sectors=sectors)
         return [self.abi.parse_response(answer, 0) for answer in answers]
 
     def on_disk(self, page: int) -> bytes:
@@ -65,6 +65,23 @@ def test_reads_and_writes(abi: Abi, fd: int) -> None:
 
 
 @EACH_ABI
+def test_indirect_requests(abi: Abi, fd: int) -> None:
+    """Pages that descriptors name, in any order; over the end, or with a page that is not mapped, it is left."""
+    bench = Bench(abi, fd)
+    bench.pages[102] = memoryview(bytearray(pack_segments((101, 100), 16).ljust(PAGE_SIZE, b"\xee")))
+    bench.pages[103] = memoryview(bytearray(pack_segments((101, 99), 16).ljust(PAGE_SIZE, b"\xee")))
+    assert bench.answer(abi.pack_indirect(READ, 7, 24, 2, (102,))) == [(7, READ, OKAY)]
+    assert (bench.pages[101], bench.pages[100]) == (b"\x03" * PAGE_SIZE, b"\x04" * PAGE_SIZE)
+    assert bench.moved == 2 * PAGE_SIZE
+    assert list(bench.used) == [(102,), (101, 100)]
+    assert bench.answer(abi.pack_indirect(WRITE, 8, 64, 2, (102,))) == [(8, WRITE, OKAY)]
+    assert bench.on_disk(8) + bench.on_disk(9) == b"\x03" * PAGE_SIZE + b"\x04" * PAGE_SIZE
+    for sector, page in ((SECTORS - 15, 102), (0, 103)):
+        assert bench.answer(abi.pack_indirect(WRITE, 9, sector, 2, (page,))) == []
+    assert bench.on_disk(0) == bytes(PAGE_SIZE)
+
+
+@EACH_ABI
 @pytest.mark.parametrize(
     "plain",
     [
@@ -76,7 +93,10 @@ def test_reads_and_writes(abi: Abi, fd: int) -> None:
         pytest.param(lambda abi: abi.pack_request(READ, 1, (1 << 64) - 1, (100,), 8), id="far over the end"),
         pytest.param(lambda abi: abi.pack_discard(1, 0, 8), id="a discard"),
         pytest.param(lambda abi: bytes([5, 1]) + abi.pack_discard(1, 0, 8)[2:], id="a discard like a segment"),
-        pytest.param(lambda abi: abi.pack_indirect(READ, 1, 0, 1, (100,)), id="an indirect read"),
+        pytest.param(lambda abi: abi.pack_indirect(READ, 1, 0, 1, (100,)), id="indirect, and nonsense"),
+        pytest.param(lambda abi: abi.pack_indirect(READ, 1, 0, 257, (100,)), id="indirect, and more than offered"),
+        pytest.param(lambda abi: abi.pack_indirect(READ, 1, 0, 0, (100,)), id="indirect, and nothing"),
+        pytest.param(lambda abi: abi.pack_indirect(READ, 1, 0, 1, (99,)), id="indirect, from no page"),
     ],
 )
 def test_what_is_not_plain_is_left(abi: Abi, fd: int, plain: object) -> None:
