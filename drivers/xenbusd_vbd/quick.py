@@ -2,8 +2,8 @@
 
 Most requests read or write whole pages that are mapped already: one of them, or as many as descriptors in another page
 name. On an image in memory, or one that the page cache holds, that takes a single system call. Going through a request,
-a job, the pages and the engine would cost them ten times that. So this is the one place where a slot is parsed, checked,
-carried out and answered in one loop; whatever is not as plain as that is left to the long way, in BlockServer.
+a job, the pages and the engine would cost them ten times that. So this is the one place where a slot is parsed,
+checked, carried out and answered in one loop; whatever is not as plain as that is left to the long way, in BlockServer.
 """
 
 from __future__ import annotations
