@@ -30,16 +30,6 @@ AnyRing = TypeVar("AnyRing", bound=BackRing | FrontRing)
 FOR_NOTHING_MAX = 16
 """Events in a row that find nothing in the ring, before the other end is slowed down."""
 
-LOOKS = 512
-"""How often we look for more before we sleep, where that has paid: some 30 us, less than sleeping and being woken cost
-the two ends together."""
-
-IMPATIENCE_MAX = 63
-"""Wakes in a row without such looks, at most, after looks that were for nothing."""
-
-ROUNDS_MAX = 16
-"""Drains in a row before the other devices have their turn."""
-
 PAUSE_FIRST_S = 0.0005
 PAUSE_MAX_S = 0.1
 
@@ -68,9 +58,6 @@ class Link(Generic[AnyRing]):
         self._drain: Callable[[], bool | None] | None = None
         self._open = True
         self._for_nothing = 0
-        self._impatience = 0
-        """How many wakes go without looking for more, after looks for nothing."""
-        self._skipped = 0
 
     def notify(self) -> None:
         """Wake the other end."""
@@ -113,14 +100,7 @@ class Link(Generic[AnyRing]):
         ring = self.ring
         before = ring.taken
         try:
-            more = self._drain()
-            rounds = 1
-            while not more and rounds < ROUNDS_MAX and ring.taken != before and self._linger():
-                before = ring.taken
-                more = self._drain()
-                rounds += 1
-                self._for_nothing = 0
-            more = more or not ring.rest()
+            more = self._drain() or not ring.rest()
         except Exception as error:
             self._drain = None  # the port stays masked: a hostile peer cannot wake us again (T61)
             self.dev.fail(error)
@@ -131,17 +111,6 @@ class Link(Generic[AnyRing]):
             self._loop.call_soon(self._ready)  # let the other devices have their turn
         else:
             self.unmask()
-
-    def _linger(self) -> bool:
-        """Look for more before we sleep, if that has paid lately. An other end that sends one message at a time and
-        waits is served without our being woken; one that does not costs a few looks in many wakes."""
-        if self._skipped < self._impatience:
-            self._skipped += 1
-            return False
-        self._skipped = 0
-        found = self.ring.linger(LOOKS)
-        self._impatience = 0 if found else min(2 * self._impatience + 1, IMPATIENCE_MAX)
-        return found
 
     def unmask(self) -> None:
         """Let the port wake us again: at once, or after a pause if it has woken us for nothing again and again.

@@ -104,6 +104,8 @@ class RealEventChannels(EventChannels):
             return []
         except OSError as error:
             raise EventChannelError("read", error.errno or errno.EIO, EVTCHN) from error
+        if len(data) == 4:  # one, nearly always
+            return [Port(int.from_bytes(data, "little"))]
         return list(struct.unpack(f"={len(data) // 4}I", data))
 
     def unmask(self, port: Port) -> None:

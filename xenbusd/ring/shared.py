@@ -165,14 +165,6 @@ class BackRing(_Ring):
         fence()  # the store above, then the load below: the one order that x86 does not give
         return (new - self._words[RSP_EVENT]) & U32 < (new - old) & U32
 
-    def linger(self, looks: int) -> bool:
-        """Look for another request so many times; return whether there is one. Nobody need notify us of it."""
-        words, cons = self._words, self.req_cons
-        for _ in range(looks):  # noqa: SIM110  # a generator would take four times as long
-            if words[REQ_PROD] != cons:
-                return True
-        return False
-
     def rest(self) -> bool:
         """Ask to be notified of the next request. Return False if one has come in meanwhile: then do not sleep."""
         self._words[REQ_EVENT] = (self.req_cons + 1) & U32
@@ -266,14 +258,6 @@ class FrontRing(_Ring):
         run, count = self._copy_run(self.rsp_cons, count)
         self.rsp_cons = (self.rsp_cons + count) & U32
         return run, count
-
-    def linger(self, looks: int) -> bool:
-        """Look for another response so many times; return whether there is one. Nobody need notify us of it."""
-        words, cons = self._words, self.rsp_cons
-        for _ in range(looks):  # noqa: SIM110  # likewise
-            if words[RSP_PROD] != cons:
-                return True
-        return False
 
     def rest(self) -> bool:
         """Ask to be notified of the next response. Return False if one has come in meanwhile: then do not sleep."""
