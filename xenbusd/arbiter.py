@@ -61,7 +61,7 @@ class Arbiter:
 
     @asynccontextmanager
     async def arbitrating(self) -> AsyncIterator[None]:
-        """Keep the kernel from binding by itself, for a while.
+        """Keep the kernel from binding by itself, for a while, and hear of what appears on its bus.
 
         Raises:
             UsageError: there is no such kernel here, or we may not.
@@ -74,24 +74,24 @@ class Arbiter:
                 "run it there, or leave --arbiter (arbiter = true in the configuration file) out"
             ) from error
         self._log.info("arbiter.began", drivers=" ".join(sorted(self.bus.drivers())))
-        try:
-            yield
-        finally:
-            await self.release()
-
-    async def run(self) -> None:
-        """Hand over what is not ours, now and as it appears, for ever."""
         with ExitStack() as stack:
             try:
                 stack.enter_context(following(open_uevents(), self.poke))
             except OSError as error:  # then each device waits for the next look
                 self._log.warning("uevents.refused", error=str(error))
-            while True:
-                self._wake.clear()
-                await self._look()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(RESYNC_S):
-                        await self._wake.wait()
+            try:
+                yield
+            finally:
+                await self.release()
+
+    async def run(self) -> None:
+        """Hand over what is not ours, now and as it appears, for ever."""
+        while True:
+            self._wake.clear()
+            await self._look()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RESYNC_S):
+                    await self._wake.wait()
 
     def poke(self) -> None:
         """Something may have changed on the bus."""

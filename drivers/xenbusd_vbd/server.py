@@ -9,6 +9,7 @@ from collections.abc import Callable
 from xenbusd.api import BackLink, Raw
 from xenbusd_vbd.engine import Engine, Job
 from xenbusd_vbd.limits import Limits
+from xenbusd_vbd.pace import Pace
 from xenbusd_vbd.pages import Pages, PersistentPages
 from xenbusd_vbd.protocol import (
     ERROR,
@@ -30,6 +31,9 @@ CHUNK = 8
 """Requests done before their answers are published: the frontend goes on with these while we do the next ones. With
 whole runs of 32 instead, the two ends take turns, and a disk does half as many requests a second; with fewer, each
 wakes the frontend for itself."""
+
+LOOKS = 1000
+"""Looks at the ring for another request before answers are published, where `Pace` expects one: some 40 us."""
 
 
 class BlockServer:
@@ -68,6 +72,7 @@ class BlockServer:
             self._quick = QuickPath(abi, pages.mapped, pages.used, indirect_segments)
         self._failed: Callable[[Request], None] | None = failed
         self._counters = link.counters
+        self._pace = Pace(CHUNK)
         self._jobs: deque[Job] = deque()
         """Taken and not answered, in the order of the ring."""
         self._held: list[Request] = []
@@ -81,17 +86,22 @@ class BlockServer:
     def drain(self) -> bool:
         """Take requests, begin them, and publish what is answered. Return whether there may be more: a ring's worth at
         a time, so that other devices have their turn."""
-        ring, parse, stride = self._ring, self._abi.parse_request, self._abi.slot_bytes
+        ring, pace, stride = self._ring, self._pace, self._abi.slot_bytes
         left, unpublished = ring.size, 0
+        quickly = False
         while left > 0:
             run, count = ring.take()
             if not count:
+                if quickly and unpublished and pace.worth_waiting(unpublished) and ring.look(LOOKS):
+                    continue
                 break
             left -= count
             for first in range(0, count, CHUNK):
                 size = min(CHUNK, count - first)
                 done = self._answer_quickly(run, first, size)
-                if done < size:
+                quickly = done == size
+                if not quickly:
+                    parse = self._abi.parse_request
                     chunk = [parse(run, at * stride) for at in range(first + done, first + size)]
                     if self._held or self._paused:
                         self._held += chunk
@@ -100,10 +110,12 @@ class BlockServer:
                 unpublished += size
                 if unpublished >= CHUNK:
                     self._link.publish()
+                    pace.published(unpublished)
                     unpublished = 0
         self._counters["requests"] += ring.size - left
         if unpublished:
             self._link.publish()
+            pace.published(unpublished)
         return left <= 0
 
     def _answer_quickly(self, run: bytes, first: int, count: int) -> int:

@@ -91,7 +91,10 @@ class Daemon:
 
     def wait_files(self, files: list[str]) -> None:
         """Wait until it has as many files open as it had, and the same."""
-        until(lambda: True if self.open_files == files else None, f"return to the files before: {files}", 10)
+        try:
+            until(lambda: True if self.open_files == files else None, "return to the files before", 10 * SLOW)
+        except AssertionError:
+            assert self.open_files == files  # says which
 
     def _started(self) -> bool | None:
         assert self._process.poll() is None, f"it ended with {self._process.returncode}: {self.log}"

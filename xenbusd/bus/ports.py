@@ -16,6 +16,8 @@ class Ports:
         self.events = events
         self._handlers: dict[Port, Callable[[], None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self.latest: Port | None = None
+        """Whose ring was drained last."""
 
     def start(self) -> None:
         """Begin to listen on the running event loop."""
