@@ -166,9 +166,17 @@ class Image:
     def discard(self, offset: int, length: int, *, secure: bool = False) -> None:
         """Forget a range; it reads as zeros afterwards in a file. With `secure`, nobody can get it back: devices only.
 
+        A device forgets whole blocks of its own, of which sectors of 512 bytes may be parts: what the range covers only
+        in part stays, unless it was to be secure, which is then refused.
+
         Raises:
             OSError
         """
+        if self.traits.is_device and not secure:
+            block = self.traits.logical_block_bytes
+            end = (offset + length) // block * block
+            offset = -(-offset // block) * block
+            length = max(0, end - offset)
         if not length:
             return
         if self.traits.is_device:

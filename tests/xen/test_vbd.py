@@ -149,6 +149,7 @@ def test_block_device_goes_past_the_page_cache(guest: Domu, serve: Daemon, tmp_p
         guest.do("dd if=/dev/zero of=/dev/xvdb bs=512 seek=3 count=5 oflag=direct")
         assert Path(loop).read_bytes() == expected
         said = guest.do(EXT4.format(options="-b 1024"))
+        assert "I/O error" not in said
         granularity = Path(f"/sys/block/{Path(loop).name}/queue/discard_granularity").read_text().strip()
         assert about(guest, "queue/discard_granularity") == granularity
         check_ext4(said, Path(loop), tmp_path / "file")

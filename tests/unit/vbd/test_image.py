@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,32 @@ def test_a_discard_of_single_sectors(memory_path: Path) -> None:
         assert image.can_discard
         image.discard(512, 1024)
     assert memory_path.read_bytes() == CONTENTS[:512] + bytes(1024) + CONTENTS[1536:SIZE]
+
+
+@pytest.mark.parametrize(
+    ("offset", "length", "forgotten"),
+    [
+        (0, 4096, (0, 4096)),
+        (512, 16384, (4096, 12288)),  # whole blocks only
+        (0, 1024, None),
+        (3584, 1024, None),  # across a border, and no block whole
+    ],
+)
+def test_a_discard_on_a_device_of_large_blocks(
+    image: Image, monkeypatch: pytest.MonkeyPatch, offset: int, length: int, forgotten: tuple[int, int] | None
+) -> None:
+    """A device of 4096-byte blocks is asked for whole ones only, as it refuses others; a secure discard goes as it is,
+    to be refused rather than half done."""
+    asked = []
+
+    def ioctl(_: int, request: int, range: bytes) -> None:
+        asked.append((request, int.from_bytes(range[:8], "little"), int.from_bytes(range[8:], "little")))
+
+    image.traits = replace(image.traits, is_device=True, logical_block_bytes=4096)
+    monkeypatch.setattr("fcntl.ioctl", ioctl)
+    image.discard(offset, length)
+    image.discard(offset, length, secure=True)
+    assert asked == [*([(0x1277, *forgotten)] if forgotten else []), (0x127D, offset, length)]
 
 
 def test_a_discard_of_nothing(image: Image, path: Path) -> None:
