@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -84,17 +85,19 @@ class Daemon:
 
     @property
     def open_files(self) -> list[str]:
-        """What its descriptors lead to, numbers left out, and /dev/xen/gntalloc, which once opened stays."""
+        """What its descriptors lead to, without numbers, its log, and /dev/xen/gntalloc, which once opened stays."""
         links = [os.readlink(entry) for entry in Path(f"/proc/{self.pid}/fd").iterdir()]
-        links = [link for link in links if link != GNTALLOC]
+        links = [link for link in links if link not in (GNTALLOC, str(self._log))]
         return sorted(re.sub(r"\[\d+\]", "", link) for link in links)
 
     def wait_files(self, files: list[str]) -> None:
         """Wait until it has as many files open as it had, and the same."""
+        before = Counter(files)
         try:
             until(lambda: True if self.open_files == files else None, "return to the files before", 10 * SLOW)
         except AssertionError:
-            assert self.open_files == files  # says which
+            now = Counter(self.open_files)
+            raise AssertionError(f"of the files open before it lacks {before - now}, and has {now - before}") from None
 
     def _started(self) -> bool | None:
         assert self._process.poll() is None, f"it ended with {self._process.returncode}: {self.log}"
