@@ -40,7 +40,19 @@ class QuickPath:
         indirect: the most segments of an indirect request, one page of descriptors; 0 if none were offered.
     """
 
-    __slots__ = ("_indirect", "_mapped", "_pack", "_slot_bytes", "_unpack", "_unpack_indirect", "_used")
+    __slots__ = (
+        "_indirect",
+        "_mapped",
+        "_pack",
+        "_slot_bytes",
+        "_unpack",
+        "_unpack_indirect",
+        "_used",
+        "fd",
+        "flags",
+        "ops",
+        "sectors",
+    )
 
     def __init__(self, abi: Abi, mapped: Mapping[int, memoryview], used: deque[tuple[int, ...]], indirect: int) -> None:
         self._unpack = abi.one_segment.unpack_from
@@ -50,26 +62,29 @@ class QuickPath:
         self._slot_bytes = abi.slot_bytes
         self._mapped = mapped
         self._used = used
+        self.fd = -1
+        """The image."""
+        self.flags = 0
+        """For preadv, such as RWF_NOWAIT."""
+        self.ops = 0
+        """How many operations may be done so: 1 for READ alone, 2 for WRITE as well."""
+        self.sectors = 0
+        """The disk's capacity."""
 
-    def answer(
-        self, run: bytes, first: int, count: int, *, fd: int, flags: int, ops: int, sectors: int
-    ) -> tuple[list[bytes], int]:
+    def answer(self, run: bytes, first: int, count: int) -> tuple[list[bytes], int]:
         """Do requests from the front of a run, up to the first that is not plain.
 
         Args:
             run: a private copy of slots.
             first: the slot to begin with.
             count: how many there are from there on.
-            fd: the image.
-            flags: for preadv, such as RWF_NOWAIT.
-            ops: how many operations may be done so: 1 for READ alone, 2 for WRITE as well.
-            sectors: the disk's capacity.
 
         Returns:
             The answers, all of them OKAY, of the requests that were done; and the bytes that these moved.
         """
         unpack, pack, mapped, used, slot_bytes = self._unpack, self._pack, self._mapped, self._used, self._slot_bytes
         unpack_indirect, indirect = self._unpack_indirect, self._indirect
+        fd, flags, ops, sectors = self.fd, self.flags, self.ops, self.sectors
         answers: list[bytes] = []
         size = 0
         for at in range(first * slot_bytes, (first + count) * slot_bytes, slot_bytes):

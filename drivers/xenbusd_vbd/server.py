@@ -32,6 +32,9 @@ CHUNK = 8
 whole runs of 32 instead, the two ends take turns, and a disk does half as many requests a second; with fewer, each
 wakes the frontend for itself."""
 
+CHUNK_BYTES = 256 << 10
+"""Or as soon as so much data is moved: large requests take long, and a frontend has few of them under way."""
+
 LOOKS = 1000
 """Looks at the ring for another request before answers are published, where `Pace` expects one: some 40 us."""
 
@@ -87,56 +90,56 @@ class BlockServer:
         """Take requests, begin them, and publish what is answered. Return whether there may be more: a ring's worth at
         a time, so that other devices have their turn."""
         ring, pace, stride = self._ring, self._pace, self._abi.slot_bytes
-        left, unpublished = ring.size, 0
-        quickly = False
+        quick = self._quick_now()
+        left, gathered, moved = ring.size, 0, 0  # the last two since answers were published
         while left > 0:
             run, count = ring.take()
             if not count:
-                if quickly and unpublished and pace.worth_waiting(unpublished) and ring.look(LOOKS):
+                if gathered and quick is not None and pace.worth_waiting(gathered) and ring.look(LOOKS):
                     continue
                 break
             left -= count
             for first in range(0, count, CHUNK):
                 size = min(CHUNK, count - first)
-                done = self._answer_quickly(run, first, size)
-                quickly = done == size
-                if not quickly:
+                if quick is not None:
+                    answers, bytes_ = quick.answer(run, first, size)
+                    ring.put_all(answers)
+                    moved += bytes_
+                    done = len(answers)
+                else:
+                    done = 0
+                if done < size:
                     parse = self._abi.parse_request
                     chunk = [parse(run, at * stride) for at in range(first + done, first + size)]
                     if self._held or self._paused:
                         self._held += chunk
                     else:
                         self._begin(chunk)
-                unpublished += size
-                if unpublished >= CHUNK:
-                    self._link.publish()
-                    pace.published(unpublished)
-                    unpublished = 0
+                    quick = self._quick_now()
+                gathered += size
+                if gathered >= CHUNK or moved >= CHUNK_BYTES:
+                    self._publish(gathered, moved)
+                    gathered = moved = 0
         self._counters["requests"] += ring.size - left
-        if unpublished:
-            self._link.publish()
-            pace.published(unpublished)
+        if gathered:
+            self._publish(gathered, moved)
         return left <= 0
 
-    def _answer_quickly(self, run: bytes, first: int, count: int) -> int:
-        """Do requests the short way, as far as they go and nobody is waited for. Return how many were done."""
+    def _publish(self, gathered: int, moved: int) -> None:
+        self._counters["bytes"] += moved
+        self._link.publish()
+        self._pace.published(gathered)
+
+    def _quick_now(self) -> QuickPath | None:
+        """The short way, if it may be taken: nobody is waited for, and the image needs no device."""
         quick, engine = self._quick, self._engine
         if quick is None or engine is None or engine.at_once_fd < 0 or self._jobs or self._held:
-            return 0
+            return None
         if self._paused or self._limits.active or self._pages.full:
-            return 0
-        answers, moved = quick.answer(
-            run,
-            first,
-            count,
-            fd=engine.at_once_fd,
-            flags=engine.at_once_flags,
-            ops=engine.at_once_ops,
-            sectors=engine.sectors,
-        )
-        self._ring.put_all(answers)
-        self._counters["bytes"] += moved
-        return len(answers)
+            return None
+        quick.fd, quick.flags, quick.ops = engine.at_once_fd, engine.at_once_flags, engine.at_once_ops
+        quick.sectors = engine.sectors
+        return quick
 
     def _begin(self, requests: list[Request]) -> None:
         """Begin requests in order. Refuse those that may not be carried out; hold those that must wait."""

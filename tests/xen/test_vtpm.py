@@ -14,6 +14,7 @@ from tests.xen.dom0 import Daemon, Guest, assert_nothing_left, daemon, living, r
 from tests.xen.domu import Domu
 from tests.xen.xl import xl
 from xenbusd.bus.state import State
+from xenbusd.ids import Domid
 
 TPM_1_2 = "00000000-0000-4000-8000-000000000012"
 TPM_2_0 = "00000000-0000-4000-8000-000000000020"
@@ -81,9 +82,9 @@ class TpmGuest(Domu):
         return self.do(f"ask '{escaped}'")
 
 
-def vtpms(guest: Guest) -> list[str]:
+def vtpms(domid: Domid) -> list[str]:
     """The backend directories of a guest's TPMs."""
-    return re.findall(rf"^/local/domain/0/backend/vtpm/{guest.domid}/(\d+) =", run("xenstore-ls", "-f"), re.M)
+    return re.findall(rf"^/local/domain/0/backend/vtpm/{domid}/(\d+) =", run("xenstore-ls", "-f"), re.M)
 
 
 def test_linux_tpmfront(serve: Daemon, tpm_ramdisk: bytes, tmp_path: Path, config: Path) -> None:
@@ -107,8 +108,9 @@ def test_linux_tpmfront(serve: Daemon, tpm_ramdisk: bytes, tmp_path: Path, confi
             assert "device.adopted" in second.log
 
             guest.do("exec 3>&-")
+            domid = guest.domid
             xl("vtpm-detach", guest.name, "0").assert_reached(State.CLOSED)
-            assert vtpms(guest) == []
+            assert vtpms(domid) == []
             guest.do("[ ! -e /dev/tpm0 ]")
             xl("vtpm-attach", guest.name, f"uuid={TPM_1_2}", "backend=0").assert_reached(State.INIT_WAIT)
             guest.use_tpm()
@@ -135,6 +137,7 @@ def test_attached_and_detached_a_hundred_times(serve: Daemon, tpm_ramdisk: bytes
     try:
         guest.start()
         guest.do("load xen-tpmfront")
+        domid = guest.domid
         files: list[str] = []
         began = time.monotonic()
         for round in range(ROUNDS):
@@ -142,7 +145,7 @@ def test_attached_and_detached_a_hundred_times(serve: Daemon, tpm_ramdisk: bytes
             if round == 0:  # later ones are detached while it starts
                 until(lambda: True if "tpm.started" in serve.log else None, "tpm.started")
             xl("vtpm-detach", guest.name, "0").assert_reached(State.CLOSED)
-            assert vtpms(guest) == []
+            assert vtpms(domid) == []
             if round == 0:
                 files = serve.open_files
         print(f"{ROUNDS} rounds in {time.monotonic() - began:.0f} s")

@@ -44,7 +44,8 @@ class Bench:
         """Have it do slots; its answers, parsed."""
         run = b"".join(slot.ljust(self.abi.slot_bytes, b"\xee") for slot in slots)
         count = len(slots) - first
-        answers, self.moved = self.quick.answer(run, first, count, fd=self.fd, flags=0, ops=ops, sectors=sectors)
+        self.quick.fd, self.quick.ops, self.quick.sectors = self.fd, ops, sectors
+        answers, self.moved = self.quick.answer(run, first, count)
         return [self.abi.parse_response(answer, 0) for answer in answers]
 
     def on_disk(self, page: int) -> bytes:
