@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xenbusd_vbd.pace import TRY_FIRST, TRY_LAST, Pace
+from xenbusd_vbd.pace import TRY_LAST, Pace
 
 MOST = 8
 
@@ -36,33 +37,34 @@ def test_one_at_a_time_is_hardly_ever_kept_waiting() -> None:
 
 
 def test_many_are_gathered() -> None:
-    """With many requests under way the batches grow to the most there may be; nothing is waited for in vain."""
-    sizes, in_vain = batches(Pace(MOST), 32, 20)
-    assert sizes == [*range(2, MOST), *[MOST] * (20 - MOST + 2)]
-    assert in_vain == 0
+    """With many requests under way batches are as large as they may be; nothing is waited for in vain."""
+    assert batches(Pace(MOST), 32, 20) == ([MOST] * 20, 0)
 
 
 def test_as_many_as_there_are() -> None:
     """A frontend that never has more than three under way is answered three at a time."""
     sizes, in_vain = batches(Pace(MOST), 3, 1000)
-    assert sizes == [2, *[3] * 999]
+    assert set(sizes) == {3}
     assert in_vain <= 5 + 1000 // TRY_LAST
 
 
 def test_fewer_than_expected_are_not_expected_again() -> None:
-    """A frontend that goes over to one at a time is kept waiting once, and then rarely."""
+    """A frontend that goes over to one at a time is kept waiting a few times, and then rarely."""
     pace = Pace(MOST)
     batches(pace, 32, 20)
-    assert batches(pace, 1, TRY_FIRST) == ([1] * TRY_FIRST, 1)
+    assert batches(pace, 1, 10) == ([1] * 10, 4)
     assert batches(pace, 1, 1000)[1] <= 5 + 1000 // TRY_LAST
 
 
-def test_it_finds_back() -> None:
-    """After a lull, batches grow again within a few."""
+@pytest.mark.parametrize(("lull", "small"), [(1, 0), (3, 0), (100, TRY_LAST)])
+def test_it_finds_back(lull: int, small: int) -> None:
+    """After a short lull batches are full again at once, after a long one with the next try."""
     pace = Pace(MOST)
     batches(pace, 32, 20)
-    batches(pace, 1, 1)
-    assert batches(pace, 32, TRY_FIRST + MOST)[0][-1] == MOST
+    batches(pace, 1, lull)
+    sizes, in_vain = batches(pace, 32, small + 1)
+    assert sizes[-1] == MOST
+    assert in_vain == 0
 
 
 @given(st.lists(st.integers(1, 64), max_size=200))
