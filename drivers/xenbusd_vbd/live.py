@@ -10,7 +10,7 @@ import asyncio
 import errno
 from collections.abc import Awaitable, Callable, Sequence
 
-from xenbusd.api import BackendDevice, BackLink, ImageError, NodeValueError, Raw, boolean, unsigned
+from xenbusd.api import BackendDevice, BackLink, ImageError, NodeValueError, Raw, State, boolean, unsigned
 from xenbusd_vbd.engine import Engine
 from xenbusd_vbd.limits import Limits
 from xenbusd_vbd.server import BlockServer
@@ -24,6 +24,12 @@ LIVE = {
 
 LOOK_S = 2.0
 """How often an image is asked for its size."""
+
+QUIET_S = 0.3
+"""A guest whose disk was detached by force has no more to say, if it has said nothing for so long."""
+
+FORCED_S = 5.0
+"""How long such a guest is served at most."""
 
 _RATE = unsigned(1 << 62, "rate")
 
@@ -72,12 +78,32 @@ class LiveDisk:
                     link.start(server.drain)
                 try:
                     await self._dev.until_over()
+                    await self._outlast_frontend()
                 finally:
                     for task in tasks:
                         task.cancel()
         finally:
             for server in servers:
                 await server.finish(stopping=self._dev.stopping)
+
+    async def _outlast_frontend(self) -> None:
+        """Serve on for a moment, if the frontend's directory is gone and ours is not: `xl block-detach --force`.
+
+        The guest is not asked then, and Linux's blkfront first writes what its page cache holds. Unanswered, that waits
+        for ever, and with it whoever used the disk; xl waits for us 10 s (LIBXL_DESTROY_TIMEOUT).
+        """
+        loop, counters = asyncio.get_running_loop(), self._dev.counters
+        deadline = loop.time() + FORCED_S
+        before = -1
+        while (
+            self._dev.seen.otherend is State.UNKNOWN
+            and (await self._dev.look()).own is not State.UNKNOWN
+            and counters["requests"] != before
+            and not self._dev.stopping
+            and loop.time() < deadline
+        ):
+            before = counters["requests"]
+            await asyncio.sleep(QUIET_S)
 
     async def close(self) -> None:
         """Let go of the image. Idempotent."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from xenbusd.bus.paths import DeviceId
 from xenbusd.bus.state import Side, State
 from xenbusd.errors import OtherendTimeout
 from xenbusd.ids import DOM0
+from xenbusd.store.transaction import Transaction
 from xenbusd.testing import Machine, Peer, Process
 from xenbusd.testing.machine import DEADLINE_S
 from xenbusd_vbd import live
@@ -101,6 +102,54 @@ async def test_an_image_that_shrinks(machine: Machine, image: Path, monkeypatch:
     assert await disk.write(0, bytes(PAGE)) == OKAY
     assert await peer.read("sectors") == b"%d" % SECTORS
     await disk.leave()
+
+
+# -- detached by force -------------------------------------------------------------------------------------------------
+
+
+async def remove_frontend(machine: Machine, peer: Peer) -> None:
+    """What `xl block-detach --force` does."""
+
+    async def body(tx: Transaction) -> None:
+        await asyncio.gather(
+            tx.rm(peer.path),
+            tx.write(f"{peer.otherend_path}/online", b"0"),
+            tx.write(f"{peer.otherend_path}/state", b"%d" % State.CLOSING),
+        )
+
+    await machine.store.transaction(body)
+
+
+async def test_forced_detach_is_outlasted(machine: Machine, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frontend whose directory was taken away writes the rest, and gets its answers; once it is quiet, the backend is
+    Closed."""
+    monkeypatch.setattr(live, "QUIET_S", 0.5)
+    dom0, peer, disk = await disk_of(machine, image)
+    await remove_frontend(machine, peer)
+    await dom0.until(lambda: dom0.device(peer.id).seen.otherend is State.UNKNOWN)
+    for page in range(4):
+        assert await disk.write(8 * page, b"%d" % page * PAGE) == OKAY
+    await peer.until(State.CLOSED)
+    assert image.read_bytes()[: 4 * PAGE] == b"".join(b"%d" % page * PAGE for page in range(4))
+    disk.close()
+
+
+async def test_forced_detach_ends(machine: Machine, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest that never stops is served for a limited time."""
+    monkeypatch.setattr(live, "FORCED_S", 0.1)
+    _dom0, peer, disk = await disk_of(machine, image)
+
+    async def write_for_ever() -> None:
+        while True:
+            await disk.write(0, bytes(PAGE))
+
+    writing = asyncio.create_task(write_for_ever())
+    await remove_frontend(machine, peer)
+    await peer.until(State.CLOSED)
+    writing.cancel()
+    with suppress(asyncio.CancelledError):
+        await writing
+    disk.close()
 
 
 # -- limits ------------------------------------------------------------------------------------------------------------

@@ -197,6 +197,20 @@ def test_detach_by_force(guest: Domu, tmp_path: Path) -> None:
     _mount_again(guest, image)
 
 
+def test_detach_by_force_under_load(guest: Domu, tmp_path: Path) -> None:
+    """So it is with a guest that writes: it gets its answers until it is quiet, and nothing in it hangs."""
+    image = empty_image(tmp_path / "disk.img", DISK_BYTES)
+    attach(guest, ours("xvdb", image))
+    guest.do("await xvdb && busy /dev/xvdb 16")
+    wait_written(image)
+    detach(guest, "xvdb", "--force")
+    guest.do("await_gone xvdb; idle; rm -f /dev/xvdb")  # a file, if the writer had just begun again
+    attach(guest, ours("xvdb", image))
+    guest.do(f"await xvdb && {FILLED.format('/dev/xvdb')}")
+    assert sum_of(image) in guest.do("sha256sum /dev/xvdb")
+    detach(guest, "xvdb")
+
+
 def _mount_again(guest: Domu, image: Path) -> None:
     """After the guest lost a mounted disk, it may have it back."""
     guest.do("umount /disk; await_gone xvdb")
