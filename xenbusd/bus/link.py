@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from xenbusd.bus.device import Device
+from xenbusd.bus.looking import LOOKS, Looking
 from xenbusd.errors import DeviceOver, OtherendError, XenbusdError
 from xenbusd.host.interface import Grants
 from xenbusd.ids import Port
@@ -33,15 +34,8 @@ FOR_NOTHING_MAX = 16
 PAUSE_FIRST_S = 0.0005
 PAUSE_MAX_S = 0.1
 
-LOOKS = 1000
-"""Looks at a ring before its backend sleeps: some 40 us of a processor, less than half of KVM's halt_poll_ns, and about
-what it costs a frontend to wake us and us to wake up."""
 LOOK_ROUNDS = 64
-"""Requests found so before the rest of the daemon has its turn."""
-FAITH_MAX = 8
-"""Looks for nothing in a row that are forgiven."""
-FAITHLESS_SLEEPS = 64
-"""Sleeps without looking, before it is tried again."""
+"""Times that a look may find something before the rest of the daemon has its turn."""
 
 
 class Link(Generic[AnyRing]):
@@ -122,7 +116,7 @@ class Link(Generic[AnyRing]):
         if more:
             self._loop.call_soon(self._ready)  # let the other devices have their turn
         elif self._masked:
-            self._unmask_found()
+            self.unmask()
 
     def _take_turn(self, drain: Callable[[], bool | None]) -> bool:
         """Drain once. Return whether there may be more."""
@@ -132,16 +126,13 @@ class Link(Generic[AnyRing]):
             self._for_nothing = 0
         return bool(more)
 
-    def _unmask_found(self) -> None:
-        self._masked = False
-        self.unmask()
-
     def unmask(self) -> None:
         """Let the port wake us again: at once, or after a pause if it has woken us for nothing again and again.
 
         Some events find nothing, since we look on before we sleep. An other end that sends nothing but such gets the
         pause that Linux gives it: twice as long each time, up to a limit (XSA-331, XSA-332; xen_irq_lateeoi).
         """
+        self._masked = False
         self._for_nothing += 1
         excess = self._for_nothing - FOR_NOTHING_MAX
         if excess <= 0:
@@ -182,41 +173,29 @@ class BackLink(Link[BackRing], Generic[Req, Rsp]):
         self._inbox: deque[Req] = deque()
         self._wake = asyncio.Event()
         self._poked = False
-        self._faith = FAITH_MAX
-        self._sleeps = 0
+        self._looking = Looking()
 
     def _take_turn(self, drain: Callable[[], bool | None]) -> bool:
-        """Drain, and look for more before sleeping, for as long as that pays: a frontend with few requests under way
-        sends the next ones as soon as it has its answers. That spares it a notification, and us being woken.
+        """Drain, and look for more before sleeping, as long as that pays.
 
         Nobody else is kept waiting: there are no looks while other rings are at work as well, and a round of the event
-        loop after LOOK_ROUNDS. Looks for nothing soon end, until they are tried again.
+        loop after LOOK_ROUNDS.
         """
-        ports = self.dev.around.ports
+        ports, looking = self.dev.around.ports, self._looking
         alone, ports.latest = ports.latest == self.port, self.port
         if super()._take_turn(drain):
             return True
-        if not alone or not self._looking():
+        if not alone or not looking.is_worth_it():
             return False
         if self._masked:
-            self._unmask_found()  # now, since the next request need not wait for it
+            self.unmask()  # now, since the next request need not wait for it
         for _ in range(LOOK_ROUNDS):
             if not self.ring.look(LOOKS):
-                self._faith -= 1
+                looking.in_vain()
                 return False
-            self._faith = FAITH_MAX
+            looking.found()
             if super()._take_turn(drain):
                 return True
-        return True
-
-    def _looking(self) -> bool:
-        """Whether looks have paid lately, or it is time to try."""
-        if self._faith:
-            return True
-        self._sleeps += 1
-        if self._sleeps < FAITHLESS_SLEEPS:
-            return False
-        self._sleeps, self._faith = 0, 1
         return True
 
     def reply(self, response: Rsp) -> None:

@@ -7,7 +7,8 @@ from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
-from xenbusd.bus.link import FAITH_MAX, FAITHLESS_SLEEPS, LOOK_ROUNDS, BackLink
+from xenbusd.bus.link import LOOK_ROUNDS, BackLink
+from xenbusd.bus.looking import FAITH_MAX, SLEEPS
 from xenbusd.ids import Port
 from xenbusd.ring.layout import Raw, RingFormat
 
@@ -84,13 +85,13 @@ async def test_next_request_is_seen_before_sleeping() -> None:
 
 
 async def test_looks_for_nothing_end() -> None:
-    """After FAITH_MAX looks for nothing there are none, but for one in FAITHLESS_SLEEPS; one that finds brings them
+    """After FAITH_MAX looks for nothing there are none, but for one in SLEEPS; one that finds brings them
     back."""
     fixture = Fixture()
-    looks = [fixture.request().count("look") for _ in range(FAITH_MAX + 2 * FAITHLESS_SLEEPS)]
+    looks = [fixture.request().count("look") for _ in range(FAITH_MAX + 2 * SLEEPS)]
     assert looks[:FAITH_MAX] == [1] * FAITH_MAX
-    assert looks[FAITH_MAX:] == 2 * [*[0] * (FAITHLESS_SLEEPS - 1), 1]
-    for _ in range(FAITHLESS_SLEEPS - 1):
+    assert looks[FAITH_MAX:] == 2 * [*[0] * (SLEEPS - 1), 1]
+    for _ in range(SLEEPS - 1):
         assert fixture.request(followed_by=1) == ["drain", "rest", "unmask"]
     assert fixture.request(followed_by=1).count("look") == 2
     assert fixture.request().count("look") == 1
