@@ -178,14 +178,14 @@ class BackLink(Link[BackRing], Generic[Req, Rsp]):
     def _take_turn(self, drain: Callable[[], bool | None]) -> bool:
         """Drain, and look for more before sleeping, as long as that pays.
 
-        Nobody else is kept waiting: there are no looks while other rings are at work as well, and a round of the event
-        loop after LOOK_ROUNDS.
+        Nobody else is kept waiting: there are no looks while other rings are at work as well, nor while requests are
+        under way, whose end will wake us; and a round of the event loop after LOOK_ROUNDS.
         """
         ports, looking = self.dev.around.ports, self._looking
         alone, ports.latest = ports.latest == self.port, self.port
         if super()._take_turn(drain):
             return True
-        if not alone or not looking.is_worth_it():
+        if not alone or self.ring.unanswered or not looking.is_worth_it():
             return False
         if self._masked:
             self.unmask()  # now, since the next request need not wait for it

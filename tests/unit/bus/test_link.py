@@ -25,6 +25,7 @@ class Ring:
         self.to_come = 0
         self.taken = 0
         self.there = 0
+        self.unanswered = 0
 
     def look(self, times: int) -> bool:
         """Find one if there is one to come."""
@@ -103,6 +104,13 @@ async def test_nobody_looks_while_another_ring_is_at_work() -> None:
     fixture.ports.latest = Port(8)
     assert fixture.request() == ["drain", "rest", "unmask"]
     assert fixture.request() == ["drain", "unmask", "look", "rest"]
+
+
+async def test_nobody_looks_while_requests_are_under_way() -> None:
+    """Their end will wake us."""
+    fixture = Fixture()
+    fixture.ring.unanswered = 1
+    assert fixture.request() == ["drain", "rest", "unmask"]
 
 
 async def test_the_loop_has_its_turn() -> None:
