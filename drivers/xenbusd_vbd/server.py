@@ -88,16 +88,20 @@ class BlockServer:
 
     def drain(self) -> bool:
         """Take requests, begin them, and publish what is answered. Return whether there may be more: a ring's worth at
-        a time, so that other devices have their turn."""
+        a time, and CHUNK that had to be looked for, so that other devices have their turn."""
         ring, pace, stride = self._ring, self._pace, self._abi.slot_bytes
         quick = self._quick_now()
-        left, gathered, moved = ring.size, 0, 0  # the last two since answers were published
-        while left > 0:
+        left, looks = ring.size, CHUNK
+        gathered = moved = 0  # since answers were published
+        while left > 0 and (looks or gathered):
             run, count = ring.take()
             if not count:
-                if gathered and quick is not None and pace.worth_waiting(gathered) and ring.look(LOOKS):
-                    continue
-                break
+                if not gathered or not looks or quick is None or not pace.worth_waiting(gathered):
+                    break
+                looks -= 1
+                if not ring.look(LOOKS):
+                    break
+                continue
             left -= count
             for first in range(0, count, CHUNK):
                 size = min(CHUNK, count - first)

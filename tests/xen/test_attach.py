@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.xen.disks import empty_image, ours, wait_written
+from tests.xen.disks import attach, detach, empty_image, ours, wait_written
 from tests.xen.dom0 import Daemon, Guest, assert_nothing_left, random_image, run, sum_of, until
 from tests.xen.domu import Domu
 from tests.xen.xl import xl
@@ -41,16 +41,6 @@ def guest(shared: Domu, serve: Daemon) -> Iterator[Domu]:
     yield shared
     serve.wait_files(files)
     assert_nothing_left(shared)
-
-
-def attach(guest: Guest, disk: str) -> None:
-    """Have xl attach a disk, in time."""
-    xl("block-attach", guest.name, disk).assert_reached(State.INIT_WAIT)
-
-
-def detach(guest: Guest, vdev: str, *options: str) -> None:
-    """Have xl detach a disk, in time."""
-    xl("block-detach", *options, guest.name, vdev).assert_reached(State.CLOSED)
 
 
 def ext4_image(path: Path) -> Path:

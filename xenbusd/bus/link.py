@@ -34,8 +34,9 @@ FOR_NOTHING_MAX = 16
 PAUSE_FIRST_S = 0.0005
 PAUSE_MAX_S = 0.1
 
-LOOK_ROUNDS = 16
-"""Times that a look may find something before the rest of the daemon has its turn: well below a millisecond."""
+LOOK_ROUNDS = 8
+"""Times that a look may find something before the rest of the daemon has its turn: well below a millisecond, unless a
+guest means to make it long; then 3 ms."""
 
 
 class Link(Generic[AnyRing]):

@@ -93,6 +93,20 @@ def test_large_requests_are_not_gathered(monkeypatch: pytest.MonkeyPatch) -> Non
     assert bench.in_vain == 0
 
 
+def test_others_have_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frontend that always sends one more in time is left after CHUNK that were looked for."""
+    bench = Bench(monkeypatch)
+    publish = bench.link.publish
+
+    def publish_and_be_answered() -> None:
+        publish()
+        bench._send(1)
+
+    monkeypatch.setattr(bench.link, "publish", publish_and_be_answered)
+    bench.serve(1, to_come=1000)
+    assert bench.to_come == 1000 - server.CHUNK
+
+
 def test_every_byte_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The counters have what was moved in all batches."""
     bench = Bench(monkeypatch)
