@@ -165,7 +165,21 @@ class Trial:
     # -- what is left ----------------------------------------------------------------------------------------------
 
     async def remains(self) -> Remains:
-        """Take down all that there is."""
+        """Take down all that there is, once it changes no more: what ended a moment ago may be closing still."""
+        now = await self._look()
+        async with asyncio.timeout(DEADLINE_S):
+            while True:
+                await self._settle()
+                before, now = now, await self._look()
+                if now == before:
+                    return now
+
+    async def _settle(self) -> None:
+        for process in self.machine.processes:
+            if process.alive:
+                await process.settle()
+
+    async def _look(self) -> Remains:
         folders = {Path(process.around.run_dir) for process in self.machine.processes if process.alive}
         return Remains(
             await self.machine.snapshot(),
@@ -180,14 +194,12 @@ class Trial:
         Raises:
             AssertionError: it never is; it says what is left.
         """
-        now = await self.remains()
+        now = await self._look()
         with suppress(TimeoutError):
             async with asyncio.timeout(DEADLINE_S):
                 while now != before:
-                    for process in self.machine.processes:
-                        if process.alive:
-                            await process.settle()
-                    now = await self.remains()
+                    await self._settle()
+                    now = await self._look()
         assert now == before, f"this is left: {_difference(before, now)}; logged: {self.log[-12:]}"
         assert self.bugs() == []
 
