@@ -85,9 +85,22 @@ class Daemon:
 
     @property
     def open_files(self) -> list[str]:
-        """What its descriptors lead to, without numbers, its log, and /dev/xen/gntalloc, which once opened stays."""
-        links = [os.readlink(entry) for entry in Path(f"/proc/{self.pid}/fd").iterdir()]
-        links = [link for link in links if link not in (GNTALLOC, str(self._log))]
+        """What its descriptors lead to, without numbers, its log, and /dev/xen/gntalloc, which once opened stays. What
+        is open for a moment only does not count: two looks have to agree."""
+        looks = [self._open_files()]
+
+        def look() -> list[str] | None:
+            looks.append(self._open_files())
+            return looks[-1] if looks[-1] == looks[-2] else None
+
+        return until(look, "two looks at its files that agree")
+
+    def _open_files(self) -> list[str]:
+        links = []
+        for entry in Path(f"/proc/{self.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                links.append(os.readlink(entry))
+        links = [link for link in links if link not in (GNTALLOC, str(self._log)) and not link.startswith("/sys/")]
         return sorted(re.sub(r"\[\d+\]", "", link) for link in links)
 
     def wait_files(self, files: list[str]) -> None:

@@ -29,10 +29,10 @@ run_tests() {
     export XENBUSD_XEN=inside
     cd /mnt/tree || exit
     mapfile -t items </mnt/out/items
-    # Images are in memory, and those of all tests together would fill it: so none is kept.
+    # Images are in memory, and those of all tests together would fill it: so none of a test that passed is kept.
     # pyxs leaves /proc/xen/capabilities open when it is imported; it exists only here, so only here is it seen.
     timeout --kill-after 10 "$(cat /mnt/out/deadline_s)" \
-        python3 -m pytest -p no:cacheprovider -o tmp_path_retention_policy=none -vv -W 'ignore:unclosed file:ResourceWarning:pyxs.client' "${items[@]}" \
+        python3 -m pytest -p no:cacheprovider -o tmp_path_retention_policy=failed -vv -W 'ignore:unclosed file:ResourceWarning:pyxs.client' "${items[@]}" \
         >/mnt/out/pytest.log 2>&1
     echo "pytest ended with $?"
 }
