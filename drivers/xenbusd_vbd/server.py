@@ -36,7 +36,7 @@ CHUNK_BYTES = 256 << 10
 """Or as soon as so much data is moved: large requests take long, and a frontend has few of them under way."""
 
 LOOKS = 1000
-"""Looks at the ring for another request before answers are published, where `Pace` expects one: some 40 us."""
+"""Looks at the ring for another request before answers are published, where `Pace` expects one: some 20 us."""
 
 
 class BlockServer:

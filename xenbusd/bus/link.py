@@ -36,7 +36,7 @@ PAUSE_MAX_S = 0.1
 
 LOOK_ROUNDS = 8
 """Times that a look may find something before the rest of the daemon has its turn: well below a millisecond, unless a
-guest means to make it long; then 3 ms."""
+guest means to make it long; then some 1.5 ms."""
 
 
 class Link(Generic[AnyRing]):

@@ -9,7 +9,7 @@ processor of a guest that has halted (halt_poll_ns).
 from __future__ import annotations
 
 LOOKS = 1000
-"""Looks in a row: some 40 us of a processor, which is less than KVM allows."""
+"""Looks in a row: some 20 us of a processor, which is less than KVM allows."""
 FAITH_MAX = 8
 """Times for nothing, one after another, that are forgiven."""
 SLEEPS = 64
