@@ -25,7 +25,7 @@ from xenbusd.errors import (
 from xenbusd.host.address import address_of
 from xenbusd.host.interface import Copy, Grants, Mapping, Share
 from xenbusd.ids import PAGE_SIZE, Devid, Domid, Gref, Port
-from xenbusd.listener import Listener
+from xenbusd.process.listener import Listener
 from xenbusd.ring.layout import Raw, RingFormat, Slot
 from xenbusd.ring.shared import BackRing, FrontRing
 

@@ -25,9 +25,10 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from xenbusd import log, loop
+from xenbusd import log
 from xenbusd.errors import UsageError
 from xenbusd.ids import Domid
+from xenbusd.process import loop
 
 RUN_DIR = "/run/xenbusd"
 """Where the control socket is on a real host."""

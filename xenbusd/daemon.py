@@ -8,21 +8,22 @@ import signal
 import socket
 from contextlib import AsyncExitStack
 
-from xenbusd import log, notify, registry
-from xenbusd.arbiter import RELEASE_S, Arbiter, restore
+from xenbusd import log, registry
+from xenbusd.arbiter.arbiter import RELEASE_S, Arbiter, restore
+from xenbusd.arbiter.kernel_bus import KernelBus
 from xenbusd.bus.device import Device, Surroundings
 from xenbusd.bus.domains import follow_domains
 from xenbusd.bus.ports import Ports
 from xenbusd.bus.scan import Scan
 from xenbusd.bus.state import Side
 from xenbusd.config import Config
-from xenbusd.control import ControlServer
-from xenbusd.descriptors import allow_many
+from xenbusd.control.server import ControlServer
 from xenbusd.errors import StoreLost, UsageError
 from xenbusd.host.interface import Host
 from xenbusd.hotplug import ScriptRunner
 from xenbusd.ids import DOM0, Domid
-from xenbusd.kernel_bus import KernelBus
+from xenbusd.process import notify
+from xenbusd.process.descriptors import allow_many
 from xenbusd.store.client import StoreClient
 
 GUEST_WINDOW = 16

@@ -22,16 +22,17 @@ from xenbusd.api import (
     choice,
     text,
 )
-from xenbusd_vbd.direct_engine import DirectEngine
-from xenbusd_vbd.engine import Engine
-from xenbusd_vbd.file_engine import FileEngine
-from xenbusd_vbd.image import Image
-from xenbusd_vbd.image_formats import has_file
-from xenbusd_vbd.image_server import open_image_server
-from xenbusd_vbd.live import LIVE, LiveDisk
+from xenbusd_vbd.back.live import LIVE, LiveDisk
+from xenbusd_vbd.back.pages import CopiedPages, Pages, PersistentPages
+from xenbusd_vbd.back.server import BlockServer
+from xenbusd_vbd.image.buffered import FileEngine
+from xenbusd_vbd.image.direct import DirectEngine
+from xenbusd_vbd.image.engine import Engine
+from xenbusd_vbd.image.formats import has_file
+from xenbusd_vbd.image.opening import open_image_server
+from xenbusd_vbd.image.params import RAW, parse
+from xenbusd_vbd.image.raw import Image
 from xenbusd_vbd.options import check
-from xenbusd_vbd.pages import CopiedPages, Pages, PersistentPages
-from xenbusd_vbd.params import RAW, parse
 from xenbusd_vbd.protocol import (
     ABIS,
     DEFAULT_ABI,
@@ -44,7 +45,6 @@ from xenbusd_vbd.protocol import (
     Abi,
     Request,
 )
-from xenbusd_vbd.server import BlockServer
 from xenbusd_vbd.toolstack import directories, live_keys, parse_vdev
 
 QUEUES_MAX = 4

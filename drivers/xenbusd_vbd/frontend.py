@@ -7,13 +7,13 @@ import asyncio
 from collections.abc import Mapping
 
 from xenbusd.api import Frontend, FrontendDevice, XenbusdError, unsigned
-from xenbusd_vbd.geometry import SECTORS_MAX, read_geometry, read_limits
-from xenbusd_vbd.nbd_device import Kernel, NbdDevice, NbdDeviceError
-from xenbusd_vbd.nbd_export import NbdExport
+from xenbusd_vbd.front.geometry import SECTORS_MAX, read_geometry, read_limits
+from xenbusd_vbd.front.pool import PAGES, PAGES_LEAST, share_pool
+from xenbusd_vbd.front.ring_disk import RingDisk
+from xenbusd_vbd.nbd.export import NbdExport
+from xenbusd_vbd.nbd.kernel import Kernel, NbdDevice, NbdDeviceError
 from xenbusd_vbd.options import check
-from xenbusd_vbd.pool import PAGES, PAGES_LEAST, share_pool
 from xenbusd_vbd.protocol import SECTOR, X86_64
-from xenbusd_vbd.ring_disk import RingDisk
 
 SETTLE_S = 5.0
 """How long requests in the rings may take once the backend has asked us to close."""

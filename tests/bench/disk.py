@@ -22,11 +22,11 @@ from xenbusd.bus.scan import Scan
 from xenbusd.bus.state import Side
 from xenbusd.host.sim.client import SimHost
 from xenbusd.ids import DeviceClass, Devid, Domid
-from xenbusd.loop import run
+from xenbusd.process.loop import run
 from xenbusd.store.client import StoreClient
 from xenbusd.store.endpoint import unix_endpoint
+from xenbusd_vbd.front.ring_disk import RingDisk
 from xenbusd_vbd.frontend import VbdFrontend
-from xenbusd_vbd.ring_disk import RingDisk
 
 IMAGE_MIB = 256
 BLOCK = 4096

@@ -11,7 +11,7 @@ from machine import Machine, machine
 from xenbusd import toolstack
 from xenbusd.bus.paths import DeviceId
 from xenbusd.ids import DeviceClass, Devid, Domid
-from xenbusd.loop import run
+from xenbusd.process.loop import run
 from xenbusd.store.client import StoreClient
 from xenbusd.store.endpoint import unix_endpoint
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from handshake import attach_all, echo_devices
 from machine import Machine, machine, rss_kib
 
-from xenbusd.loop import run
+from xenbusd.process.loop import run
 from xenbusd.store.client import StoreClient
 from xenbusd.store.endpoint import unix_endpoint
 

@@ -9,7 +9,7 @@ from statistics import median
 import pyxs
 from machine import machine
 
-from xenbusd.loop import run
+from xenbusd.process.loop import run
 from xenbusd.store.client import StoreClient
 from xenbusd.store.endpoint import unix_endpoint
 

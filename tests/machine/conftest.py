@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.machine.echo import Half, half
+from tests.doubles.echo import Half, half
 from xenbusd.testing import Machine
 from xenbusd.testing.plugin import logged, machine
 

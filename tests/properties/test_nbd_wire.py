@@ -10,12 +10,12 @@ from typing import cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.vbd.memory_disk import MemoryDisk
-from xenbusd_vbd import nbd_wire as wire
-from xenbusd_vbd.nbd_connection import Counters, NbdConnection
-from xenbusd_vbd.nbd_export import offer_of
-from xenbusd_vbd.nbd_handshake import Handshake, Stage
-from xenbusd_vbd.nbd_wire import Rules, WireError
+from tests.doubles.memory_disk import MemoryDisk
+from xenbusd_vbd.nbd import wire
+from xenbusd_vbd.nbd.export import offer_of
+from xenbusd_vbd.nbd.server_connection import Counters, NbdConnection
+from xenbusd_vbd.nbd.server_handshake import Handshake, Stage
+from xenbusd_vbd.nbd.wire import Rules, WireError
 
 SIZE = 64 * 1024
 OFFER = offer_of(MemoryDisk(SIZE), "vbd-51712")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.unit.store.server.asker import Asker
+from tests.doubles.asker import Asker
 from xenbusd.store.server.connection import Connection
 from xenbusd.store.server.quotas import Quotas, Refusal
 from xenbusd.store.server.state import State

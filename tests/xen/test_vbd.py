@@ -12,7 +12,7 @@ import pytest
 from tests.xen.disks import attach, check_ext4, detach, empty_image, ours
 from tests.xen.dom0 import Daemon, assert_nothing_left, random_image, run, sum_of, until
 from tests.xen.domu import Domu
-from xenbusd_vbd.pages import PERSISTENT_MAX
+from xenbusd_vbd.back.pages import PERSISTENT_MAX
 
 DISK_BYTES = 48 << 20
 RING_PAGES = 16

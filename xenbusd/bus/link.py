@@ -18,11 +18,11 @@ from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from xenbusd.bus.device import Device
-from xenbusd.bus.looking import LOOKS, Looking
 from xenbusd.errors import DeviceOver, OtherendError, XenbusdError
 from xenbusd.host.interface import Grants
 from xenbusd.ids import Port
 from xenbusd.ring.layout import Req, RingFormat, Rsp
+from xenbusd.ring.polling import LOOKS, Looking
 from xenbusd.ring.shared import BackRing, FrontRing
 
 AnyRing = TypeVar("AnyRing", bound=BackRing | FrontRing)

@@ -22,7 +22,7 @@ from xenbusd.bus.state import Side, State
 from xenbusd.errors import StoreLost, UsageError, XenbusdError
 from xenbusd.host.real import store_endpoint
 from xenbusd.ids import Domid
-from xenbusd.installation import Installation, InstalledFile
+from xenbusd.install.files import Installation, InstalledFile
 from xenbusd.shipped import shipped_dir
 from xenbusd.store.client import StoreClient
 

@@ -18,7 +18,7 @@ from xenbusd.bus.state import Side
 from xenbusd.cli.exits import sentences
 from xenbusd.config import Config, load
 from xenbusd.host.choose import open_host
-from xenbusd.loop import CHOICES, run
+from xenbusd.process.loop import CHOICES, run
 from xenbusd.store.server import StoreServer
 
 Options = dict[str, Any]

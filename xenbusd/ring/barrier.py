@@ -4,7 +4,7 @@ x86 may let a load overtake an older store to another address, and CPython's int
 two processes that each store an index and then read the other's have been seen to both read the old one.
 That is exactly how a ring goes to sleep: publish `rsp_prod`, then read `rsp_event`; set `req_event`, then read
 `req_prod` again. Without a full fence between the two, both ends can sleep at once, and a guest hangs.
-`tests/machine/test_fence.py` shows it.
+`tests/machine/bus/test_fence.py` shows it.
 
 On machines with a weaker order than x86 the producer's stores and the consumer's loads need a fence as well;
 `ORDERED` says whether they come for free.

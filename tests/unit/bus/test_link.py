@@ -8,9 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from xenbusd.bus.link import LOOK_ROUNDS, BackLink
-from xenbusd.bus.looking import FAITH_MAX, SLEEPS
 from xenbusd.ids import Port
 from xenbusd.ring.layout import Raw, RingFormat
+from xenbusd.ring.polling import FAITH_MAX, SLEEPS
 
 FORMAT = RingFormat(64, Raw, Raw)
 

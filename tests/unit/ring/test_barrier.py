@@ -1,4 +1,4 @@
-"""xenbusd.ring.barrier: where the fence comes from; that it fences is shown by tests/machine/test_fence.py."""
+"""xenbusd.ring.barrier: where the fence comes from; that it fences is shown by tests/machine/bus/test_fence.py."""
 
 from __future__ import annotations
 

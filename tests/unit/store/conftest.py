@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from tests.unit.store.scripted import Peer, ScriptedStore
+from tests.doubles.scripted_store import Peer, ScriptedStore
 from xenbusd.store import client as client_module
 from xenbusd.store import transaction as transaction_module
 from xenbusd.store.client import StoreClient

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from tests.unit.store.scripted import Peer, ScriptedStore, result, soon
+from tests.doubles.scripted_store import Peer, ScriptedStore, result, soon
 from xenbusd.errors import QuotaExceeded, StoreError
 from xenbusd.store.client import StoreClient
 from xenbusd.store.wire import InvalidPath, InvalidPayload, InvalidPermission, Op

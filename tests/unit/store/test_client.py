@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.store.scripted import Peer, ScriptedStore, result, soon
+from tests.doubles.scripted_store import Peer, ScriptedStore, result, soon
 from xenbusd.errors import LocalProtocolError, NodeExists, NodeNotFound, QuotaExceeded, StoreLost
 from xenbusd.store import client as client_module
 from xenbusd.store import transport as transport_module

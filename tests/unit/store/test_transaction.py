@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.unit.store.scripted import Peer, ScriptedStore, result, soon
+from tests.doubles.scripted_store import Peer, ScriptedStore, result, soon
 from xenbusd.errors import LocalProtocolError, NodeNotFound, QuotaExceeded, StoreError, StoreLost, TransactionConflict
 from xenbusd.store.client import GUEST_TRANSACTIONS_MAX, StoreClient
 from xenbusd.store.transaction import RETRIES_MAX, Transaction

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.unit.store.scripted import DEADLINE_S
+from tests.doubles.scripted_store import DEADLINE_S
 from xenbusd.errors import StoreLost
 from xenbusd.store.endpoint import Endpoint
 from xenbusd.store.transport import DEVICE_PAYLOAD_MAX, DeviceTransport, StreamTransport, Transport, connect

@@ -1,6 +1,6 @@
 """The conformance check finds what is wrong with a pair: each fault is found in a pair that has it.
 
-That it passes pairs without fault is shown by tests/machine/test_conformance.py.
+That it passes pairs without fault is shown by tests/machine/bus/test_conformance.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import pytest
 
-from tests.machine.echo import say
+from tests.doubles.echo import say
 from xenbusd.api import Backend, BackendDevice, Frontend, FrontendDevice, Share, boolean
 from xenbusd.bus.paths import DeviceId
 from xenbusd.bus.state import Side

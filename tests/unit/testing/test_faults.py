@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.machine.echo import GUEST, say
+from tests.doubles.echo import GUEST, say
 from xenbusd.bus.paths import DeviceId
 from xenbusd.bus.state import State
 from xenbusd.errors import StoreLost

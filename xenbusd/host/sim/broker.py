@@ -11,11 +11,11 @@ import asyncio
 import errno
 import socket
 
-from xenbusd.descriptors import allow_many
 from xenbusd.host.sim.domain import Refusal
 from xenbusd.host.sim.machine import Answer, Machine, Process
 from xenbusd.host.sim.protocol import REQUEST_BYTES_MAX, STORE_SUFFIX, pack, parse_request
-from xenbusd.listener import Listener
+from xenbusd.process.descriptors import allow_many
+from xenbusd.process.listener import Listener
 from xenbusd.store.server import StoreServer
 
 BACKLOG = 128

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 
-from xenbusd.descriptors import allow_many
 from xenbusd.errors import StoreLost, UsageError
 from xenbusd.host.interface import Host
 from xenbusd.host.sim.connection import BrokerConnection
@@ -13,6 +12,7 @@ from xenbusd.host.sim.events import SimEventChannels
 from xenbusd.host.sim.grants import SimGrants
 from xenbusd.host.sim.protocol import STORE_SUFFIX, Holdings, Verb, rows
 from xenbusd.ids import DOM0, DOMID_FIRST_RESERVED, Domid
+from xenbusd.process.descriptors import allow_many
 from xenbusd.store.endpoint import Endpoint
 
 

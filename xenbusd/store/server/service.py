@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterator
 
 from xenbusd.errors import StoreError
-from xenbusd.listener import Listener
+from xenbusd.process.listener import Listener
 from xenbusd.store.server import verbs
 from xenbusd.store.server.connection import Connection
 from xenbusd.store.server.domains import Domain

@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from tests.unit.store.server.asker import Asker
+from tests.doubles.asker import Asker
 from xenbusd.store.server.quotas import Quotas, Refusal
 from xenbusd.store.server.state import State
 from xenbusd.store.wire import PAYLOAD_MAX, Op

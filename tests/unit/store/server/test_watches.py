@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.store.server.asker import Asker
+from tests.doubles.asker import Asker
 from xenbusd.store.server.quotas import Quotas
 from xenbusd.store.server.state import State
 from xenbusd.store.wire import Op

@@ -1,0 +1,285 @@
+"""A disk made of rings: the `Disk` of an NBD export. Splits requests, spreads them over the queues, and survives them.
+
+When the rings are lost (the backend was restarted) and others are attached, every request without an answer goes to the
+new ones before anything newer does, as blkfront does after a migration.
+
+All queues take from one line of waiting requests, each time the one with most room first. Nothing is promised of the
+order between two requests under way, so a flush may go through any queue: what it covers was answered before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from operator import attrgetter
+
+from xenbusd.api import PAGE_SIZE, FrontLink, Raw
+from xenbusd_vbd.front.geometry import Geometry
+from xenbusd_vbd.front.pool import Pool
+from xenbusd_vbd.front.queue import CHUNK, BlockQueue, Done, Shadow
+from xenbusd_vbd.protocol import (
+    DISCARD,
+    FLUSH_DISKCACHE,
+    READ,
+    SECTOR,
+    SECTORS_PER_PAGE,
+    SEGMENTS_MAX,
+    WRITE,
+    WRITE_BARRIER,
+    Abi,
+)
+
+DISCARD_BYTES_MAX = 1 << 30
+"""The largest single discard that we send."""
+
+PREFERRED_MAX = 1 << 20
+"""A physical sector larger than this is not to be believed."""
+
+
+class RingDisk:
+    """A disk.
+
+    Args:
+        geometry: as first published; kept while no rings are attached.
+    """
+
+    def __init__(self, geometry: Geometry) -> None:
+        self._geometry = geometry
+        self._loop = asyncio.get_running_loop()
+        self._queues: list[BlockQueue] = []
+        self._waiting: deque[Shadow] = deque()
+        self._most_sectors = SEGMENTS_MAX * SECTORS_PER_PAGE
+        self._made = 0
+        self._pumping = False
+        self._settling = False
+        self._idle = asyncio.Event()
+        self._dead = False
+
+    # -- the disk --------------------------------------------------------------------------------------------------
+
+    @property
+    def size_bytes(self) -> int:
+        """Capacity in bytes."""
+        return self._geometry.sectors * SECTOR
+
+    @property
+    def read_only(self) -> bool:
+        """Whether writes and trims are refused."""
+        return self._geometry.read_only
+
+    @property
+    def can_flush(self) -> bool:
+        """Whether the backend has a way to flush."""
+        return self._geometry.flush_op is not None
+
+    @property
+    def can_trim(self) -> bool:
+        """Whether the backend takes discards."""
+        return self._geometry.can_trim
+
+    @property
+    def block_size(self) -> int:
+        """The backend's sector size in bytes: requests keep to it."""
+        return self._geometry.sector_bytes
+
+    @property
+    def preferred_size(self) -> int:
+        """A page, or what the disk divides itself into, if that is larger."""
+        physical = self._geometry.physical_sector_bytes
+        return physical if PAGE_SIZE < physical <= PREFERRED_MAX and not physical & (physical - 1) else PAGE_SIZE
+
+    @property
+    def max_request(self) -> int:
+        """Bytes of the largest request that is not split."""
+        return self._most_sectors * SECTOR
+
+    @property
+    def kind(self) -> str:
+        """What it is, for people: "disk" or "CD-ROM"."""
+        return "CD-ROM" if self._geometry.is_cdrom else "disk"
+
+    def read(self, offset: int, length: int, done: Done) -> None:
+        """Read `length` bytes; `done` gets an errno and the data's pieces, valid during the call only."""
+        self._send(Shadow(READ, offset // SECTOR, length // SECTOR, None, done))
+
+    def write(self, offset: int, data: memoryview, fua: bool, done: Callable[[int], None]) -> None:
+        """Write `data`, which stays unchanged until `done`; with `fua`, flush before `done`."""
+
+        def written(error: int, _: Sequence[memoryview]) -> None:
+            if fua and not error:
+                self.flush(done)
+            else:
+                done(error)
+
+        self._send(Shadow(WRITE, offset // SECTOR, len(data) // SECTOR, data, written))
+
+    def flush(self, done: Callable[[int], None]) -> None:
+        """Put every write that is done by now on stable storage."""
+        op = FLUSH_DISKCACHE if self._geometry.flush_op is None else self._geometry.flush_op
+        self._send(Shadow(op, 0, 0, None, lambda error, _: done(error)))
+
+    def trim(self, offset: int, length: int, done: Callable[[int], None]) -> None:
+        """Forget a range's contents: those of its granules that lie in it whole."""
+        unit, shift = self._geometry.discard_granularity, self._geometry.discard_alignment
+        end = (offset + length - shift) // unit * unit + shift
+        offset = -((shift - offset) // unit) * unit + shift
+        if offset >= end:
+            done(0)
+            return
+        gather = _Gather(done)
+        for at in range(offset, end, DISCARD_BYTES_MAX):
+            size = min(DISCARD_BYTES_MAX, end - at)
+            self._send(Shadow(DISCARD, at // SECTOR, size // SECTOR, None, gather.part()))
+        gather.close()
+
+    def resize(self, sectors: int) -> None:
+        """The disk has another size now."""
+        self._geometry = replace(self._geometry, sectors=sectors)
+
+    # -- the rings -------------------------------------------------------------------------------------------------
+
+    def attach(
+        self, links: Sequence[FrontLink[Raw, Raw]], abi: Abi, pool: Pool, geometry: Geometry, indirect_segments: int = 0
+    ) -> list[BlockQueue]:
+        """Use connected rings: first for every request that earlier ones left unanswered.
+
+        Args:
+            links: the rings.
+            abi: their layout.
+            pool: pages shared with the backend.
+            geometry: as published now.
+            indirect_segments: of one request, as the backend takes them; 0 for none.
+
+        Returns:
+            A queue for each link, whose `drain` the link is to be started with.
+        """
+        self._geometry = geometry
+        self._most_sectors = pool.segments(indirect_segments) * SECTORS_PER_PAGE
+        waiting, self._waiting = self._waiting, deque()
+        for shadow in waiting:  # made for a backend that may have taken others than this one does
+            if shadow.op in (FLUSH_DISKCACHE, WRITE_BARRIER):
+                shadow.op = shadow.op if geometry.flush_op is None else geometry.flush_op
+            if shadow.sectors <= self._most_sectors or shadow.op == DISCARD:
+                self._waiting.append(shadow)
+            else:
+                self._split(shadow)
+        self._queues = [BlockQueue(link, abi, pool, self._pump) for link in links]
+        self._pump()
+        return self._queues
+
+    def detach(self) -> None:
+        """Let go of the rings; what they left unanswered goes back to the head of the line. Idempotent."""
+        left = [shadow for queue in self._queues for shadow in queue.in_ring.values()]
+        self._waiting.extendleft(sorted(left, key=attrgetter("order"), reverse=True))
+        self._queues = []
+        self._idle.set()
+
+    def die(self) -> None:
+        """The device is gone for good: fail what is left, and everything from now on."""
+        self.detach()
+        self._dead = True
+        while self._waiting:
+            self._waiting.popleft().done(errno.ENODEV, ())
+
+    async def settle(self, timeout_s: float) -> bool:
+        """Wait until nothing is in the rings or waiting for them; False if the time was up first."""
+        self._settling = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._pumping or any(queue.in_ring for queue in self._queues):
+                    self._idle.clear()
+                    await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _send(self, shadow: Shadow) -> None:
+        if self._dead:
+            shadow.done(errno.ENODEV, ())
+            return
+        self._made += 1
+        shadow.order = self._made
+        if shadow.sectors <= self._most_sectors or shadow.op == DISCARD:
+            self._waiting.append(shadow)
+        else:
+            self._split(shadow)
+        if not self._pumping and self._queues:
+            self._pumping = True  # once for all requests of this turn of the loop
+            self._loop.call_soon(self._pump)
+
+    def _split(self, shadow: Shadow) -> None:
+        """Put a read or write that is too large for a ring at the end of the line, in parts."""
+        most = self._most_sectors
+        if shadow.op == READ:
+            whole = memoryview(bytearray(shadow.sectors * SECTOR))
+            gather = _Gather(lambda error: shadow.done(error, () if error else (whole,)))
+        else:
+            whole = None
+            gather = _Gather(lambda error: shadow.done(error, ()))
+        for at in range(0, shadow.sectors, most):
+            sectors = min(most, shadow.sectors - at)
+            place = slice(at * SECTOR, (at + sectors) * SECTOR)
+            data = None if shadow.data is None else shadow.data[place]
+            done = gather.part(None if whole is None else whole[place])
+            part = Shadow(shadow.op, shadow.sector + at, sectors, data, done)
+            part.order = shadow.order
+            self._waiting.append(part)
+        gather.close()
+
+    def _pump(self) -> None:
+        """Put waiting requests into free slots, then publish them together."""
+        self._pumping = False
+        waiting, queues = self._waiting, self._queues
+        if waiting:
+            if len(queues) == 1:
+                queues[0].fill(waiting, len(waiting))
+                queues[0].publish()
+            elif queues:
+                self._spread()
+        if self._settling and not any(queue.in_ring for queue in queues):
+            self._idle.set()
+
+    def _spread(self) -> None:
+        """Fill several queues, a chunk at a time, each time the one with most room."""
+        waiting, queues = self._waiting, self._queues
+        left = len(waiting) + 1
+        while waiting and len(waiting) < left:
+            left = len(waiting)
+            max(queues, key=attrgetter("room")).fill(waiting, CHUNK)
+        for queue in queues:
+            queue.publish()
+
+
+class _Gather:
+    """Counts the parts of a split request, and is done with the first error, or 0, when all are."""
+
+    __slots__ = ("_done", "_error", "_left")
+
+    def __init__(self, done: Callable[[int], None]) -> None:
+        self._done = done
+        self._error = 0
+        self._left = 1
+
+    def part(self, target: memoryview | None = None) -> Done:
+        """One more part; a read's data is copied to `target`."""
+        self._left += 1
+
+        def done(error: int, pieces: Sequence[memoryview]) -> None:
+            if target is not None:
+                at = 0
+                for piece in pieces:
+                    target[at : at + len(piece)] = piece
+                    at += len(piece)
+            self._error = self._error or error
+            self.close()
+
+        return done
+
+    def close(self) -> None:
+        """One part is done; or, called by the splitter, all have been made."""
+        self._left -= 1
+        if not self._left:
+            self._done(self._error)

@@ -1,0 +1,1 @@
+"""Images: files, devices, and the servers of others, each behind one interface."""

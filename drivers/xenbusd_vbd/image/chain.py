@@ -1,0 +1,95 @@
+"""Which other files an image leads to: a backing file, a file for its data, extents.
+
+Whoever made an image chose those names, and the server would open them with our rights: an image that came from a
+tenant can name any file of the host, and one whose backing file has no stated format has it probed (XSA-258). So an
+image that leads elsewhere is served only where the configuration says so, and a format is stated at each step.
+
+Source: qemu-img(1), info; ImageInfo in qapi/block-core.json of QEMU.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+from typing import Any
+
+from xenbusd.api import ImageError
+from xenbusd_vbd.image.formats import QEMU, Target, look_command
+from xenbusd_vbd.image.server import complaint, environ, find
+
+LENGTH_MAX = 32
+"""Images in one chain."""
+LOOK_S = 30.0
+"""How long qemu-img may take for a look at one image; under emulation it takes seconds."""
+
+
+async def check_chain(target: Target, *, allowed: bool) -> None:
+    """Look behind an image of one of QEMU's formats.
+
+    Args:
+        target: checked.
+        allowed: whether it may lead to other files (`backing_files` of the configuration).
+
+    Raises:
+        ImageError: it is not of the stated format, leads to other files and may not, or to one without a format.
+    """
+    for _ in range(LENGTH_MAX):
+        info = await _look(target)
+        others = _others(target, info)
+        if others and not allowed:
+            raise ImageError(
+                f"{target} leads to another file, {others[0]}; if that is meant, write backing_files = true under "
+                "[drivers.vbd]",
+                errno.EPERM,
+            )
+        if "backing-filename" not in info:
+            return
+        format, path = info.get("backing-filename-format"), info.get("full-backing-filename", info["backing-filename"])
+        if format == "raw":
+            return
+        if format not in QEMU or not path.startswith("/"):
+            raise ImageError(
+                f"{target} has the backing file {path} of {f'format {format}' if format else 'no stated format'}; "
+                "state one with qemu-img rebase -u -F FORMAT -b /path",
+                errno.EINVAL,
+            )
+        target = Target(format, path, writable=False)
+    raise ImageError(f"{target}: over {LENGTH_MAX} images lie behind one another", errno.ELOOP)
+
+
+def _others(target: Target, info: dict[str, Any]) -> list[str]:
+    """The files that an image names besides itself."""
+    data = info.get("format-specific", {}).get("data", {})
+    named = [info.get("backing-filename"), data.get("data-file")]
+    named += [extent.get("filename") for extent in data.get("extents", ())]
+    return [name for name in named if name is not None and os.path.realpath(name) != os.path.realpath(target.path)]
+
+
+async def _look(target: Target) -> dict[str, Any]:
+    words = look_command(target)
+    process = await asyncio.create_subprocess_exec(
+        find(words[0]),
+        *words[1:],
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=environ(),
+        start_new_session=True,
+    )
+    try:
+        async with asyncio.timeout(LOOK_S):
+            out, said = await process.communicate()
+    except TimeoutError:
+        raise ImageError(
+            f"qemu-img has looked at {target} for {LOOK_S:g} s and found no end", errno.ETIMEDOUT
+        ) from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        raise complaint(target, "qemu-img", process.returncode, said.decode(errors="backslashreplace").strip()[-1024:])
+    info: dict[str, Any] = json.loads(out)
+    return info

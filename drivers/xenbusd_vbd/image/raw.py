@@ -1,0 +1,199 @@
+"""A disk image: a raw file or a block device, opened as asked and never probed for a format (XSA-258)."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from xenbusd.api import ImageError
+from xenbusd_vbd.image import traits
+from xenbusd_vbd.protocol import SECTOR
+
+_BLKDISCARD = 0x1277
+_BLKSECDISCARD = 0x127D
+"""Requests of linux/fs.h."""
+
+_PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
+"""linux/falloc.h: FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE."""
+
+_NOWAIT = os.RWF_NOWAIT
+
+_libc = ctypes.CDLL("libc.so.6", use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_libc.fallocate.restype = ctypes.c_int
+
+
+class Image:
+    """An open image. Offsets and sizes are in bytes; reads and writes are whole or fail.
+
+    Args:
+        path: absolute path of a regular file or block device.
+        writable: False opens it read-only, so that no bug above can write to it (XSA-142).
+        shared: do not take the lock that keeps a second user out ("w!").
+        direct: pass the page cache by where a transfer is aligned and the file system can do it.
+
+    Raises:
+        ImageError: it is not there, is no file or block device, may not be opened so, or is in use.
+    """
+
+    def __init__(self, path: str, *, writable: bool, shared: bool = False, direct: bool = False) -> None:
+        self.path = path
+        self.direct_fd = -1
+        """Open with O_DIRECT; -1 if everything goes through the page cache."""
+        self.writable = writable
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            self.fd = os.open(path, flags)
+        except OSError as error:
+            raise ImageError(f"cannot open {path}: {error.strerror}", error.errno or errno.EIO) from error
+        try:
+            self.traits = traits.look(self.fd, path)
+            if not shared:
+                self._lock()
+            self.size_bytes = traits.size_bytes(self.fd, self.traits.is_device)
+            self.can_discard = writable and self._may_discard()
+            if direct:
+                self._open_directly(flags)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def sectors(self) -> int:
+        """Whole sectors of 512 bytes."""
+        return self.size_bytes // SECTOR
+
+    def _lock(self) -> None:
+        # The lock belongs to the open file, and the kernel holds it until the last I/O of a killed process is done.
+        try:
+            fcntl.flock(self.fd, (fcntl.LOCK_EX if self.writable else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ImageError(
+                f"{self.path} is in use by another device or program; mode w! shares it all the same", errno.EBUSY
+            ) from None
+
+    def _open_directly(self, flags: int) -> None:
+        with suppress(OSError):  # a file system that cannot
+            self.direct_fd = os.open(f"/proc/self/fd/{self.fd}", flags | os.O_DIRECT)
+
+    def buffer_all(self) -> None:
+        """Use the page cache for everything from now on."""
+        if self.direct_fd >= 0:
+            os.close(self.direct_fd)
+            self.direct_fd = -1
+
+    def is_aligned(self, buffers: Sequence[memoryview], offset: int, length: int) -> bool:
+        """Whether a transfer goes past the page cache. Buffers begin at multiples of what they are long, or of 512."""
+        block = self.traits.logical_block_bytes
+        if self.direct_fd < 0 or (offset | length) % block:
+            return False
+        return block <= SECTOR or not any(len(buffer) % block for buffer in buffers)
+
+    def _may_discard(self) -> bool:
+        """Whether discards work; a file is asked behind its end, where it harms nothing."""
+        if self.traits.is_device:
+            return self.traits.discards
+        return self._fallocate(self.size_bytes, 4096) == 0
+
+    def refresh(self) -> None:
+        """Look at the size again.
+
+        Raises:
+            ImageError: it cannot be had.
+        """
+        try:
+            self.size_bytes = traits.size_bytes(self.fd, self.traits.is_device)
+        except OSError as error:
+            raise ImageError(
+                f"cannot tell how large {self.path} is: {error.strerror}", error.errno or errno.EIO
+            ) from error
+
+    def read(self, buffers: Sequence[memoryview], offset: int, length: int, nowait: bool = False) -> bool:
+        """Fill `buffers`, `length` bytes together. With `nowait`, only if that needs no device: False if it does.
+
+        Raises:
+            OSError: reading failed, or the image has become shorter.
+        Blocks: without `nowait`, for the device.
+        """
+        fd = self.fd if self.direct_fd < 0 or not self.is_aligned(buffers, offset, length) else self.direct_fd
+        done = os.preadv(fd, buffers, offset, _NOWAIT if nowait else 0)
+        if done != length:
+            if nowait:
+                return False
+            self._finish(os.preadv, fd, buffers, offset, done, length)
+        return True
+
+    def write(self, buffers: Sequence[memoryview], offset: int, length: int) -> None:
+        """Write `buffers`, `length` bytes together.
+
+        Raises:
+            OSError
+        Blocks: when the page cache is full of unwritten data.
+        """
+        fd = self.fd if self.direct_fd < 0 or not self.is_aligned(buffers, offset, length) else self.direct_fd
+        done = os.pwritev(fd, buffers, offset)
+        if done != length:
+            self._finish(os.pwritev, fd, buffers, offset, done, length)
+
+    def _finish(
+        self, call: Callable[..., int], fd: int, buffers: Sequence[memoryview], offset: int, done: int, length: int
+    ) -> None:
+        """Go on after a transfer that stopped short, as the kernel may."""
+        while done < length:
+            left, skip = [], done
+            for buffer in buffers:
+                if skip < len(buffer):
+                    left.append(buffer[skip:])
+                skip = max(0, skip - len(buffer))
+            moved = call(fd, left, offset + done)
+            if moved <= 0:
+                raise OSError(errno.EIO, f"{self.path} ends at {offset + done}")
+            done += moved
+
+    def flush(self) -> None:
+        """Put every write on stable storage.
+
+        Raises:
+            OSError
+        Blocks: for the device.
+        """
+        os.fdatasync(self.fd)
+
+    def discard(self, offset: int, length: int, *, secure: bool = False) -> None:
+        """Forget a range; it reads as zeros afterwards in a file. With `secure`, nobody can get it back: devices only.
+
+        A device forgets whole blocks of its own, of which sectors of 512 bytes may be parts: what the range covers only
+        in part stays, unless it was to be secure, which is then refused.
+
+        Raises:
+            OSError
+        """
+        if self.traits.is_device and not secure:
+            block = self.traits.logical_block_bytes
+            end = (offset + length) // block * block
+            offset = -(-offset // block) * block
+            length = max(0, end - offset)
+        if not length:
+            return
+        if self.traits.is_device:
+            request = _BLKSECDISCARD if secure else _BLKDISCARD
+            fcntl.ioctl(self.fd, request, offset.to_bytes(8, "little") + length.to_bytes(8, "little"))
+        elif code := self._fallocate(offset, length):
+            raise OSError(code, os.strerror(code))
+
+    def _fallocate(self, offset: int, length: int) -> int:
+        while _libc.fallocate(self.fd, _PUNCH_HOLE_KEEP_SIZE, offset, length) != 0:
+            if ctypes.get_errno() != errno.EINTR:
+                return ctypes.get_errno()
+        return 0
+
+    def close(self) -> None:
+        """Close the file, and with it give the lock back. Idempotent."""
+        self.buffer_all()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

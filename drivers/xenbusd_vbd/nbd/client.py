@@ -1,0 +1,248 @@
+"""One connection to an NBD server, after the handshake: requests out and replies in, by plain callbacks.
+
+No task and no future belongs to a request. Requests are collected and sent by one call for each batch; replies are
+taken as far as they have come, the data of reads straight into the memory that it is for, and handed over in batches,
+too.
+
+Source: doc/proto.md of the NetworkBlockDevice/nbd repository, "Request message", "Simple reply message".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import Generic, TypeVar
+
+from xenbusd_vbd.nbd.wire import (
+    DISC,
+    READ,
+    REQUEST,
+    REQUEST_MAGIC,
+    SIMPLE_REPLY,
+    SIMPLE_REPLY_MAGIC,
+    WRITE,
+    WireError,
+)
+
+Token = TypeVar("Token")
+
+BUFFER_SIZE = 256 * 1024
+"""Bytes taken from the socket at once, unless more is awaited of a large read."""
+VECTOR_MAX = 1024
+"""Pieces in one call (UIO_MAXIOV)."""
+ROUNDS = 8
+"""Calls to the socket in one turn of the event loop; then others have theirs."""
+
+HEAD = REQUEST.size
+"""Bytes before the data in what `write_message` makes."""
+
+
+class NbdClient(Generic[Token]):
+    """A connection in its transmission phase. To be used on the event loop's thread.
+
+    Args:
+        sock: connected, not blocking, past the handshake; closed by us.
+        answered: called with what was answered: for each request its token, and 0 or the error.
+        lost: called once with a sentence, never from within a call of ours, when the connection has ended without
+            `close`. `unanswered` then says what was lost with it.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        answered: Callable[[list[tuple[Token, int]]], None],
+        lost: Callable[[str], None],
+    ) -> None:
+        self.answered = answered
+        self.lost = lost
+        self.over = False
+        self._sock = sock
+        self._loop = asyncio.get_running_loop()
+        self._pending: dict[int, tuple[Token, Sequence[memoryview] | None]] = {}
+        """Handle -> token, and where the data of a read goes."""
+        self._handle = 0
+        self._out: deque[bytes | bytearray | memoryview] = deque()
+        self._writing = False
+        self._buffer = bytearray(BUFFER_SIZE)
+        self._view = memoryview(self._buffer)
+        self._end = 0
+        """Bytes of a reply's head that have come, and stand at the start of the buffer."""
+        self._reading: Token | None = None
+        """The read whose data has come in part."""
+        self._rest: list[memoryview] = []
+        """Where the rest of it goes."""
+        self._loop.add_reader(sock.fileno(), self._readable)
+
+    @property
+    def unanswered(self) -> list[Token]:
+        """The tokens of all requests without an answer, in the order of their sending."""
+        reading = [] if self._reading is None else [self._reading]
+        return reading + [token for token, _ in self._pending.values()]
+
+    # Out.
+
+    def read(self, token: Token, offset: int, length: int, into: Sequence[memoryview]) -> None:
+        """Ask for `length` bytes, which fill `into`; it belongs to us until the answer. `send` sends it."""
+        handle = self._handle = self._handle + 1
+        self._pending[handle] = token, into
+        self._out.append(REQUEST.pack(REQUEST_MAGIC, 0, READ, handle, offset, length))
+
+    def write(self, token: Token, message: bytearray) -> None:
+        """Ask for a write that `write_message` made; it belongs to us until the answer. `send` sends it."""
+        handle = self._handle = self._handle + 1
+        self._pending[handle] = token, None
+        message[8:16] = handle.to_bytes(8, "big")
+        self._out.append(message)
+
+    def command(self, token: Token, command: int, offset: int = 0, length: int = 0) -> None:
+        """Ask for what has no data: FLUSH or TRIM. `send` sends it."""
+        handle = self._handle = self._handle + 1
+        self._pending[handle] = token, None
+        self._out.append(REQUEST.pack(REQUEST_MAGIC, 0, command, handle, offset, length))
+
+    def send(self) -> None:
+        """Send what was asked for since; what the socket does not take goes when it does."""
+        if not self._writing and not self.over:
+            self._writable()
+
+    def _writable(self) -> None:
+        out = self._out
+        try:
+            while out:
+                batch = list(islice(out, VECTOR_MAX))
+                sent = self._sock.sendmsg(batch)
+                for piece in batch:
+                    if len(piece) > sent:
+                        if sent:
+                            out[0] = memoryview(piece)[sent:]
+                        break
+                    sent -= len(piece)
+                    out.popleft()
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError as error:
+            self._lose(f"sending failed: {error.strerror or error}")
+            return
+        if bool(out) != self._writing:
+            self._writing = bool(out)
+            if self._writing:
+                self._loop.add_writer(self._sock.fileno(), self._writable)
+            else:
+                self._loop.remove_writer(self._sock.fileno())
+
+    # In.
+
+    def _readable(self) -> None:
+        answers: list[tuple[Token, int]] = []
+        end = ""
+        try:
+            for _ in range(ROUNDS):
+                free = self._view[self._end :]
+                rest = self._rest[: VECTOR_MAX - 1]
+                wanted = sum(map(len, rest)) + len(free)
+                received = self._sock.recvmsg_into([*rest, free])[0] if rest else self._sock.recv_into(free)
+                if not received:
+                    end = "the server has closed the connection"
+                    break
+                self._take(received, answers)
+                if received < wanted and not self._rest:
+                    break
+        except (BlockingIOError, InterruptedError):
+            pass
+        except WireError as error:
+            end = f"the server breaks the protocol: {error}"
+        except OSError as error:
+            end = f"receiving failed: {error.strerror or error}"
+        if answers:
+            self.answered(answers)
+        if end:
+            self._lose(end)
+
+    def _take(self, received: int, answers: list[tuple[Token, int]]) -> None:
+        """Take apart what has come: first the rest of a read, then whole replies."""
+        if self._rest:
+            received = self._fill(received)
+            if self._rest:
+                return
+            assert self._reading is not None
+            answers.append((self._reading, 0))
+            self._reading = None
+        view, pending, begin, end = self._view, self._pending, 0, self._end + received
+        unpack, size = SIMPLE_REPLY.unpack_from, SIMPLE_REPLY.size
+        while end - begin >= size:
+            magic, error, handle = unpack(view, begin)
+            if magic != SIMPLE_REPLY_MAGIC:
+                raise WireError(f"a reply begins with {magic:#x}, not with {SIMPLE_REPLY_MAGIC:#x}")
+            found = pending.pop(handle, None)
+            if found is None:
+                raise WireError(f"it answers handle {handle}, which nothing waits for")
+            begin += size
+            token, into = found
+            if into is None or error:
+                answers.append((token, error))
+                continue
+            for position, piece in enumerate(into):
+                length = len(piece)
+                if length > end - begin:
+                    here = end - begin
+                    piece[:here] = view[begin:end]
+                    self._rest = [piece[here:], *into[position + 1 :]]
+                    self._reading = token
+                    self._end = 0
+                    return
+                piece[:] = view[begin : begin + length]
+                begin += length
+            answers.append((token, 0))
+        self._end = end - begin
+        if begin and self._end:
+            view[: self._end] = view[begin:end]
+
+    def _fill(self, received: int) -> int:
+        """Strike out what has been filled of the rest; return how many bytes went past it, into the buffer."""
+        for position, piece in enumerate(self._rest):
+            if received < len(piece):
+                self._rest = [piece[received:], *self._rest[position + 1 :]]
+                return 0
+            received -= len(piece)
+        self._rest = []
+        return received
+
+    # The end.
+
+    def drop(self, reason: str) -> None:
+        """End the connection as if the server had ended it."""
+        self._lose(reason)
+
+    def _lose(self, reason: str) -> None:
+        if not self.over:
+            self._end_io()
+            self._loop.call_soon(self.lost, reason)
+
+    def close(self) -> None:
+        """Say goodbye and hang up. `lost` is not called. Idempotent."""
+        if self.over:
+            return
+        if not self._out:
+            with suppress(OSError):  # it has gone itself
+                self._sock.send(REQUEST.pack(REQUEST_MAGIC, 0, DISC, 0, 0, 0))
+        self._end_io()
+
+    def _end_io(self) -> None:
+        self.over = True
+        self._loop.remove_reader(self._sock.fileno())
+        if self._writing:
+            self._loop.remove_writer(self._sock.fileno())
+            self._writing = False
+        self._out.clear()
+        self._rest = []
+        self._sock.close()
+
+
+def write_message(offset: int, data: Sequence[memoryview]) -> bytearray:
+    """Make a WRITE with a private copy of its data: what is sent again later must be what was sent first."""
+    head = REQUEST.pack(REQUEST_MAGIC, 0, WRITE, 0, offset, sum(map(len, data)))
+    return bytearray().join((head, *data))

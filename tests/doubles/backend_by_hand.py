@@ -1,0 +1,105 @@
+"""The backend's end of a `RingDisk`'s rings: what it sees of the requests, and how it answers them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from tests.doubles.ring_pair import FakeLink, RingPair
+from xenbusd.ids import PAGE_SIZE
+from xenbusd_vbd.front.geometry import Geometry
+from xenbusd_vbd.front.pool import Pool
+from xenbusd_vbd.front.queue import BlockQueue
+from xenbusd_vbd.front.ring_disk import RingDisk
+from xenbusd_vbd.protocol import FLUSH_DISKCACHE, INDIRECT, OKAY, READ, SEGMENT_BYTES, Request, expand
+
+GEOMETRY = Geometry(sectors=1 << 24, read_only=False, flush_op=FLUSH_DISKCACHE, can_trim=True)
+FIRST_GREF = 1000
+
+
+class Pages:
+    """Data pages that a disk and its backend share.
+
+    Args:
+        count: how many.
+    """
+
+    def __init__(self, count: int = 352) -> None:
+        self.memory = bytearray(count * PAGE_SIZE)
+        grefs = tuple(range(FIRST_GREF, FIRST_GREF + count))
+        share: Any = SimpleNamespace(view=memoryview(self.memory), grefs=grefs, unshare=self.unshare)
+        self.share = share
+        self.pool = Pool(share)
+
+    def unshare(self) -> None:
+        """Take the pages back, unless a slice of them is still in use."""
+        self.share.view.release()
+        self.memory.append(0)  # what CPython refuses while somebody has a view
+
+
+class Ring(RingPair):
+    """A ring that a disk is attached to, seen from the backend, with the data pages that go with it."""
+
+    def __init__(self, pages: Pages | None = None) -> None:
+        super().__init__()
+        self.pages = pages or Pages()
+        self.memory = self.pages.memory
+        self.link = FakeLink(self.front)
+        self.queue: BlockQueue | None = None
+
+    def attach(self, disk: RingDisk, geometry: Geometry = GEOMETRY, *, indirect: int = 0) -> None:
+        """Give it to a disk."""
+        attach([self], disk, geometry, indirect=indirect)
+
+    def drain(self) -> bool:
+        """Let the disk take the answers."""
+        assert self.queue is not None
+        return self.queue.drain()
+
+    def requests(self) -> list[Request]:
+        """Take the requests that are published; an indirect one as what it stands for."""
+        return [self._expanded(request) for request in super().requests()]
+
+    def _expanded(self, request: Request) -> Request:
+        if request.op != INDIRECT:
+            return request
+        [gref] = request.grefs
+        start = (gref - FIRST_GREF) * PAGE_SIZE
+        return expand(request, bytes(self.memory[start : start + request.sectors * SEGMENT_BYTES]))
+
+    def places(self, request: Request) -> list[slice]:
+        """Where its segments are in `memory`."""
+        return [
+            slice(start + first * 512, start + (last + 1) * 512)
+            for start, first, last in (
+                ((gref - FIRST_GREF) * PAGE_SIZE, first, last) for gref, first, last in request.segments()
+            )
+        ]
+
+    def data(self, request: Request) -> bytes:
+        """What a write brings."""
+        return b"".join(bytes(self.memory[place]) for place in self.places(request))
+
+    def succeed(self, *requests: Request) -> None:
+        """Do as a backend does: a read finds, in each sector, the low byte of the sector's number."""
+        for request in requests:
+            if request.op == READ:
+                sector = request.sector
+                for place in self.places(request):
+                    for at in range(place.start, place.stop, 512):
+                        self.memory[at : at + 512] = bytes([sector & 0xFF]) * 512
+                        sector += 1
+        self.answer(*((request.id, request.op, OKAY) for request in requests))
+
+
+def attach(rings: list[Ring], disk: RingDisk, geometry: Geometry = GEOMETRY, *, indirect: int = 0) -> None:
+    """Give several rings, which share their pages, to a disk."""
+    links: list[Any] = [ring.link for ring in rings]
+    queues = disk.attach(links, rings[0].abi, rings[0].pages.pool, geometry, indirect)
+    for ring, queue in zip(rings, queues, strict=True):
+        ring.queue = queue
+
+
+def on_disk(sector: int, sectors: int) -> bytes:
+    """What `succeed` has on its disk."""
+    return b"".join(bytes([number & 0xFF]) * 512 for number in range(sector, sector + sectors))

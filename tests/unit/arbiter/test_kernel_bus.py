@@ -1,0 +1,167 @@
+"""xenbusd.arbiter.kernel_bus: what is read from the bus's folder, what is written there, and who wakes us."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.doubles.kernel_by_hand import KernelByHand
+from xenbusd.arbiter.kernel_bus import KernelBus, following, open_uevents
+
+
+@pytest.fixture
+def bus(tmp_path: Path) -> KernelByHand:
+    """A bus whose modprobe knows vbd."""
+    return KernelByHand(tmp_path, "vbd")
+
+
+def test_no_such_kernel(tmp_path: Path) -> None:
+    """Where there is no bus there are no devices and no drivers, and the switch cannot be turned."""
+    bus = KernelBus(str(tmp_path / "nowhere"))
+    assert (bus.is_there, bus.devices(), bus.drivers(), bus.driver("vbd-1-2")) == (False, [], frozenset(), None)
+    assert bus.nodename("vbd-1-2") is None
+    with pytest.raises(FileNotFoundError):
+        _ = bus.autoprobe
+    with pytest.raises(FileNotFoundError) as refused:
+        bus.switch_autoprobe(True)
+    assert refused.value.filename == str(tmp_path / "nowhere" / "drivers_autoprobe")
+
+
+def test_autoprobe(bus: KernelByHand) -> None:
+    """The switch is read and written as the kernel spells it."""
+    assert bus.autoprobe
+    bus.switch_autoprobe(False)
+    assert (bus.folder / "drivers_autoprobe").read_text() == "0\n"
+    assert not bus.autoprobe
+    bus.switch_autoprobe(True)
+    assert bus.autoprobe
+
+
+def test_devices(bus: KernelByHand) -> None:
+    """Devices are named by their bus ids, and each says where it is in the store and who has it."""
+    bus.load_driver("vbd")
+    bound, unbound = bus.appear("vbd", 5, 51712), bus.appear("vif", 5, 0)
+    bus.bind(bound)
+    assert bus.devices() == ["vbd-5-51712", "vif-5-0"]
+    assert bus.unbound() == [unbound]
+    assert bus.driver(bound) == "vbd"
+    assert bus.nodename(bound) == "backend/vbd/5/51712"
+    assert bus.drivers() == {"vbd"}
+
+
+def test_probe(bus: KernelByHand) -> None:
+    """A device is bound if a driver for it is loaded."""
+    bus_id = bus.appear("vbd", 5, 51712)
+    assert not bus.probe(bus_id)
+    bus.load_driver("vbd")
+    assert bus.probe(bus_id)
+    assert bus.probed == [bus_id, bus_id]
+
+
+@pytest.mark.parametrize("number", [errno.ENODEV, errno.EINVAL])
+def test_probe_that_the_kernel_refuses(bus: KernelByHand, number: int) -> None:
+    """A device that has gone (ENODEV), or whose driver fails (EINVAL), is just not bound."""
+    bus_id = bus.appear("vbd", 5, 51712)
+    bus.load_driver("vbd")
+    bus.errno = number
+    assert not bus.probe(bus_id)
+
+
+def test_probe_without_the_right(bus: KernelByHand) -> None:
+    """That we may not write at all is told."""
+    bus.errno = errno.EACCES
+    with pytest.raises(PermissionError, match="drivers_probe"):
+        bus.probe(bus.appear("vbd", 5, 51712))
+
+
+def test_failed_write_names_its_file(tmp_path: Path) -> None:
+    """The kernel refuses a write, not an open; the error names the file all the same."""
+    (tmp_path / "drivers_probe").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left.*drivers_probe"):
+        KernelBus(str(tmp_path)).probe("vbd-5-51712")
+
+
+async def test_load(bus: KernelByHand) -> None:
+    """modprobe is asked for the alias that the kernel gives in its event; what it complains of is returned."""
+    assert await bus.load("vbd") is None
+    assert bus.drivers() == {"vbd"}
+    assert await bus.load("echo") == "modprobe: FATAL: Module xen-backend:echo not found."
+    assert bus.loaded == ["xen-backend:vbd", "xen-backend:echo"]
+
+
+async def test_load_without_a_word(tmp_path: Path) -> None:
+    """A modprobe that fails in silence, or is not there, is a complaint too."""
+    silent = tmp_path / "modprobe"
+    silent.write_text("#!/bin/sh\nexit 3\n")
+    silent.chmod(0o755)
+    assert await KernelBus(str(tmp_path), str(silent)).load("vbd") == f"{silent} exited with 3"
+    missing = str(tmp_path / "nowhere")
+    assert await KernelBus(str(tmp_path), missing).load("vbd") == f"{missing} cannot be run: No such file or directory"
+
+
+async def test_load_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A modprobe that does not end is killed: devices wait."""
+    monkeypatch.setattr("xenbusd.arbiter.kernel_bus.MODPROBE_S", 0.05)
+    hanging = tmp_path / "modprobe"
+    hanging.write_text("#!/bin/sh\nexec sleep 600\n")
+    hanging.chmod(0o755)
+    assert await KernelBus(str(tmp_path), str(hanging)).load("vbd") == (
+        f"{hanging} xen-backend:vbd has not ended within 0.05 s"
+    )
+
+
+def uevent(subsystem: str) -> bytes:
+    """A message as the kernel sends it."""
+    fields = [f"add@/devices/x-1-2\0ACTION=add\0DEVPATH=/devices/x-1-2\0SUBSYSTEM={subsystem}\0", "SEQNUM=4711\0"]
+    return "".join(fields).encode()
+
+
+async def test_uevents_of_the_bus_wake() -> None:
+    """An event of the bus wakes; one of anything else does not; the socket is closed in the end."""
+    ours, kernels = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    woken = asyncio.Event()
+    with kernels, following(ours, woken.set):
+        kernels.send(uevent("block"))
+        kernels.send(uevent("xen"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not woken.is_set()
+        kernels.send(uevent("xen-backend"))
+        async with asyncio.timeout(10):
+            await woken.wait()
+    assert ours.fileno() == -1
+
+
+class Overrun:
+    """A socket whose buffer was too small."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def recv(self, size_bytes: int) -> bytes:
+        """Take what has arrived, and say that some was lost."""
+        self._sock.recv(size_bytes)
+        raise OSError(errno.ENOBUFS, "No buffer space available")
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._sock, name)
+
+
+async def test_lost_uevents_wake() -> None:
+    """Events that were lost may have been the bus's."""
+    ours, kernels = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    woken = asyncio.Event()
+    with kernels, following(Overrun(ours), woken.set):  # type: ignore[arg-type]
+        kernels.send(uevent("block"))
+        async with asyncio.timeout(10):
+            await woken.wait()
+
+
+def test_the_kernels_broadcast_is_to_be_had() -> None:
+    """Anybody may listen to it, in the kernel's own group."""
+    with open_uevents() as sock:
+        assert sock.getsockname()[1] == 1

@@ -1,0 +1,1 @@
+"""The control socket: what only a running daemon knows, for xenbusctl."""

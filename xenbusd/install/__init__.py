@@ -1,0 +1,1 @@
+"""Puts into a system what pip cannot: units, scripts, configuration; and takes it away again."""
