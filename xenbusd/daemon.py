@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 from xenbusd import log, registry
 from xenbusd.arbiter.arbiter import RELEASE_S, Arbiter, restore
 from xenbusd.arbiter.kernel_bus import KernelBus
-from xenbusd.bus.device import Device, Surroundings
+from xenbusd.bus.device import Device, Services
 from xenbusd.bus.domains import follow_domains
 from xenbusd.bus.ports import Ports
 from xenbusd.bus.scan import Scan
@@ -80,21 +80,21 @@ class Daemon:
             store.on_back = lambda: self.log.info("store.back")
             await stack.enter_async_context(store)
             domid = Domid(int(await store.read("domid")))
-            around = self._surroundings(store, domid)
-            control = ControlServer(self, around, domid)
-            await control.listen(make_run_dir(around.run_dir) + "/control.sock")
+            services = self._services(store, domid)
+            control = ControlServer(self, services, domid)
+            await control.listen(make_run_dir(services.run_dir) + "/control.sock")
             stack.push_async_callback(control.close)
-            around.ports.start()
-            stack.callback(around.ports.stop)
+            services.ports.start()
+            stack.callback(services.ports.stop)
             arbiter = None
             if self.config.daemon.arbiter:
                 arbiter = Arbiter(self._kernel_bus, store, domid, registry.claims(drivers), self.log)
                 await stack.enter_async_context(arbiter.arbitrating())
             is_ours = arbiter.is_ours if arbiter is not None else None
-            self.scans = [Scan(around, driver, name, self.side, is_ours) for name, driver in drivers.items()]
+            self.scans = [Scan(services, driver, name, self.side, is_ours) for name, driver in drivers.items()]
             await self._serve(store, domid, arbiter)
 
-    def _surroundings(self, store: StoreClient, domid: Domid) -> Surroundings:
+    def _services(self, store: StoreClient, domid: Domid) -> Services:
         config = self.config
         runner = ScriptRunner(
             timeout_s=config.hotplug.timeout_s,
@@ -102,7 +102,7 @@ class Daemon:
             log=self.log,
             scripts_dir=config.hotplug.scripts_dir,
         )
-        return Surroundings(
+        return Services(
             store=store,
             host=self.host,
             ports=Ports(self.host.events),

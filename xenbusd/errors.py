@@ -7,7 +7,7 @@ XenbusdError                     .context: dict for the log line
 │   ├── NodeValueError           a node of the other end that does not parse
 │   ├── OtherendTimeout          it did not answer within a deadline
 │   └── OtherendGone             its directory or domain has vanished
-├── DeviceOver                   not a fault: the device's connection ends; unwinds a driver
+├── ConnectionEnded                   not a fault: the device's connection ends; unwinds a driver
 ├── StoreError(op, path, errno)  xenstored said no
 │   ├── NodeNotFound · AccessDenied · NodeExists · QuotaExceeded
 │   └── TransactionConflict      never leaves transaction() unless its retries are used up
@@ -17,7 +17,7 @@ XenbusdError                     .context: dict for the log line
 │   └── EventChannelError
 ├── HotplugError(script, status) a hotplug script failed
 ├── DriverError                  no driver, two drivers for one class, wrong API version
-├── ImageError                   a disk image that cannot be opened or served as asked
+├── ResourceError                   a disk image that cannot be opened or served as asked
 └── UsageError                   a command or a configuration file asks for what cannot be; exit status 2
 """
 
@@ -63,7 +63,7 @@ class OtherendGone(OtherendError):
     """The other end's directory or domain has vanished."""
 
 
-class DeviceOver(XenbusdError):
+class ConnectionEnded(XenbusdError):
     """The connection is to end in order; raised inside a driver to unwind it, never an error."""
 
 
@@ -150,7 +150,7 @@ class DriverError(XenbusdError):
     """A driver is missing, doubled, or written for another API version."""
 
 
-class ImageError(XenbusdError):
+class ResourceError(XenbusdError):
     """A disk image cannot be opened, or not as asked.
 
     Args:

@@ -107,7 +107,7 @@ async def attach(store: StoreClient, id: DeviceId, back: Mapping[str, str], fron
     await store.transaction(body)
 
 
-async def look(store: StoreClient, id: DeviceId) -> PairState:
+async def observe(store: StoreClient, id: DeviceId) -> PairState:
     """Read where a pair stands."""
 
     async def value(path: str) -> bytes | None:
@@ -149,15 +149,15 @@ async def following(store: StoreClient, id: DeviceId) -> AsyncIterator[Callable[
     paths = (id.backend_path, id.frontend_path, id.error_path(Side.BACKEND), id.error_path(Side.FRONTEND))
     watches = [await store.watch(path, wake=changed.set) for path in paths]
 
-    async def next_look() -> PairState:
+    async def next_state() -> PairState:
         await changed.wait()
         changed.clear()
         for watch in watches:
             watch.take()
-        return await look(store, id)
+        return await observe(store, id)
 
     try:
-        yield next_look
+        yield next_state
     finally:
         for watch in watches:
             await watch.unwatch()
@@ -176,9 +176,9 @@ async def wait_connected(
     """
     seen: PairState | None = None
     try:
-        async with asyncio.timeout(deadline_s), following(store, id) as next_look:
+        async with asyncio.timeout(deadline_s), following(store, id) as next_state:
             while True:
-                seen = await next_look()
+                seen = await next_state()
                 if seen.backend in (State.CONNECTED, State.RECONFIGURED) and seen.frontend is State.CONNECTED:
                     return
                 gave_up = seen.backend in (State.UNKNOWN, State.CLOSING, State.CLOSED) or seen.hotplug_error
@@ -214,7 +214,7 @@ async def detach(store: StoreClient, id: DeviceId, *, force: bool = False, deadl
         if parse_state(state) is not State.CLOSED:
             await tx.write(id.backend_path + "/state", str(int(State.CLOSING)))
 
-    seen = await look(store, id)
+    seen = await observe(store, id)
     if seen.backend is State.UNKNOWN and seen.frontend is State.UNKNOWN:
         raise UsageError(f"there is no device {id}; `xenbusctl list` shows those there are")
     await store.transaction(begin)
@@ -234,17 +234,17 @@ async def _wait_closed(store: StoreClient, id: DeviceId, deadline_s: float) -> N
     """Wait for the backend's Closed, then for the `remove` script where the backend's domain runs one for us."""
     seen: PairState | None = None
     try:
-        async with following(store, id) as next_look:
+        async with following(store, id) as next_state:
             async with asyncio.timeout(deadline_s):
                 while True:
-                    seen = await next_look()
+                    seen = await next_state()
                     if seen.backend in (State.CLOSED, State.UNKNOWN):
                         break
             async with asyncio.timeout(SCRIPT_S):
                 while seen.script and seen.hotplug_status == "connected" and seen.backend is State.CLOSED:
-                    seen = await next_look()
+                    seen = await next_state()
     except TimeoutError:
-        seen = seen or await look(store, id)
+        seen = seen or await observe(store, id)
         raise OtherendTimeout(
             f"{id} has not closed after {deadline_s:g} s: the backend is at {seen.backend.title}, "
             f"the frontend in domain {id.frontend_domid} at {seen.frontend.title} (in use there?)"
@@ -276,13 +276,13 @@ async def pause(store: StoreClient, id: DeviceId, *, paused: bool, deadline_s: f
         UsageError: there is no such device.
         OtherendTimeout: it has not in time; or it cannot go on, and has said why.
     """
-    before = await look(store, id)
+    before = await observe(store, id)
     await write_live(store, id, {"pause": str(int(paused))})
     seen = before
     try:
-        async with asyncio.timeout(deadline_s), following(store, id) as next_look:
+        async with asyncio.timeout(deadline_s), following(store, id) as next_state:
             while True:
-                seen = await next_look()
+                seen = await next_state()
                 if await _says_paused(store, id) is paused:
                     return
                 if seen.backend is not State.CONNECTED:

@@ -3,7 +3,7 @@
 from asyncio import StreamReader, StreamWriter, start_unix_server
 from contextlib import closing, suppress
 
-from xenbusd.api import DeviceOver, Frontend, FrontendDevice, boolean
+from xenbusd.api import ConnectionEnded, Frontend, FrontendDevice, boolean
 from xenbusd_echo.protocol import RING, TEXT_MAX, Line
 
 
@@ -12,7 +12,7 @@ class EchoFrontend(Frontend, device_class="echo"):
 
     async def run(self, dev: FrontendDevice) -> None:
         async def converse(reader: StreamReader, writer: StreamWriter) -> None:
-            with closing(writer), suppress(DeviceOver, ConnectionError, ValueError):
+            with closing(writer), suppress(ConnectionEnded, ConnectionError, ValueError):
                 async for text in reader:
                     answer = await ring.call(Line(id=0, text=text.rstrip(b"\n")[:TEXT_MAX]))
                     writer.write(answer.text + b"\n")

@@ -15,8 +15,8 @@ from xenbusd.api import (
     BackLink,
     Devid,
     Directories,
-    ImageError,
     Raw,
+    ResourceError,
     UsageError,
     boolean,
     choice,
@@ -129,7 +129,7 @@ async def open_engine(dev: BackendDevice) -> Engine:
     """Open what the hotplug script found, or what the toolstack asked for; only B is trusted to say it (XSA-175).
 
     Raises:
-        ImageError: the target is missing, in use, of a kind that is not served, or not to be opened as asked.
+        ResourceError: the target is missing, in use, of a kind that is not served, or not to be opened as asked.
     """
     mode = await dev.own.read("mode", text)
     format, path = parse(await dev.own.read("params", text))
@@ -144,7 +144,7 @@ async def open_engine(dev: BackendDevice) -> Engine:
         try:
             image = await asyncio.to_thread(Image, path, writable=writable, shared=shared, direct=allowed)
             break
-        except ImageError as error:
+        except ResourceError as error:
             if error.errno != errno.EBUSY or time.monotonic() >= deadline:
                 raise
         await asyncio.sleep(0.05)  # the process before us has I/O under way, and the lock with it

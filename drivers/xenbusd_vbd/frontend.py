@@ -54,7 +54,7 @@ class VbdFrontend(Frontend, device_class="vbd"):
                 for link, queue in zip(links, attached, strict=True):
                     link.start(queue.drain)
                 following = asyncio.create_task(self._follow(dev, disk))
-                await dev.until_over()
+                await dev.until_ended()
                 if not await disk.settle(SETTLE_S):
                     dev.log.warning("otherend.late", reason="requests were left in the ring")
             finally:

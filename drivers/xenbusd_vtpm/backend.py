@@ -45,7 +45,7 @@ class VtpmBackend(Backend, device_class="vtpm"):
                 try:
                     await self._switch_on(dev, tpm)
                     await link.connected(tpm_version=tpm.version.name)
-                    await link.serve(server.look)
+                    await link.serve(server.drain)
                 finally:
                     await server.finish()
         finally:
@@ -58,7 +58,7 @@ class VtpmBackend(Backend, device_class="vtpm"):
 
         Raises:
             UsageError, TpmError: it cannot be had.
-            DeviceOver: the device has gone meanwhile.
+            ConnectionEnded: the device has gone meanwhile.
         """
 
         def closes(seen: Seen) -> bool | None:

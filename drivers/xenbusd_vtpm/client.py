@@ -112,7 +112,7 @@ class PageClient:
             self._link.page[STATE_AT] = PageState.CANCEL
             self._link.notify()
 
-    def look(self) -> bool:
+    def drain(self) -> bool:
         """See whether there is an answer. For the link.
 
         Raises:

@@ -31,7 +31,7 @@ class VtpmFrontend(Frontend, device_class="vtpm"):
                 self._client.attach(link, extra, version)
                 await self._offer_to_programs(dev)
                 await dev.connected()
-                await link.serve(self._client.look)
+                await link.serve(self._client.drain)
             finally:
                 self._client.detach()
                 extra.unshare()

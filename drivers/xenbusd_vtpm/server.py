@@ -35,7 +35,7 @@ class PageServer:
         self._idle.set()
         self._worker = asyncio.create_task(self._work(), name="vtpm commands")
 
-    def look(self) -> bool:
+    def drain(self) -> bool:
         """See whose turn it is; begin with a command, or pass a cancel on. Return whether there was anything.
 
         Raises:

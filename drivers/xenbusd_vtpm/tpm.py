@@ -121,5 +121,5 @@ class Tpm:
 
 def default_state_dir(dev: BackendDevice) -> str:
     """Where TPMs are unless the configuration says it: on a simulated host, beside what else belongs to that host."""
-    around = dev.around
-    return STATE_DIR if around.host.name == "xen" else f"{around.run_dir}/vtpm"
+    services = dev.services
+    return STATE_DIR if services.host.name == "xen" else f"{services.run_dir}/vtpm"

@@ -15,7 +15,7 @@ from machine import Machine, cpu_s, machine
 
 from xenbusd import log, toolstack
 from xenbusd.api import FrontendDevice
-from xenbusd.bus.device import Surroundings
+from xenbusd.bus.device import Services
 from xenbusd.bus.paths import DeviceId
 from xenbusd.bus.ports import Ports
 from xenbusd.bus.scan import Scan
@@ -82,9 +82,9 @@ async def _measure(host: Machine, image: str, backend_pid: int) -> tuple[list[fl
     id = DeviceId(DeviceClass("vbd"), Domid(1), Devid(51712))
     with closing(SimHost(host.path, Domid(1))) as door:
         async with StoreClient(door.store, window=16) as store, StoreClient(unix_endpoint(host.store)) as dom0:
-            around = Surroundings(store, door, Ports(door.events), Domid(1), log.get(), run_dir=str(host.folder))
-            around.ports.start()
-            scan = Scan(around, BenchFrontend, DeviceClass("vbd"), Side.FRONTEND)
+            services = Services(store, door, Ports(door.events), Domid(1), log.get(), run_dir=str(host.folder))
+            services.ports.start()
+            scan = Scan(services, BenchFrontend, DeviceClass("vbd"), Side.FRONTEND)
             task = asyncio.create_task(scan.run())
             await toolstack.attach(dom0, id, {"params": image, "mode": "r"}, {"virtual-device": "51712"})
             await toolstack.wait_connected(dom0, id)
@@ -100,7 +100,7 @@ async def _measure(host: Machine, image: str, backend_pid: int) -> tuple[list[fl
             await scan.supervisor.stop()
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            around.ports.stop()
+            services.ports.stop()
     return rates, cpu_us, latencies
 
 

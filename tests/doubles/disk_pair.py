@@ -90,7 +90,7 @@ async def pair(
     await machine.start(GUEST)  # the domain lives as long as the test
     guest = await machine.start(GUEST, Observed, options={"vbd": {"nbd_device": False, **(front or {})}})
     dom0 = await machine.start(DOM0, VbdBackend, options={"vbd": back or {}})
-    before, files = await machine.snapshot(), os.listdir(guest.around.run_dir)
+    before, files = await machine.snapshot(), os.listdir(guest.services.run_dir)
     id = machine.id("vbd", devid=DEVID)
     await machine.attach(id, {"params": str(image), "mode": mode})
     await machine.connected(id)
@@ -102,4 +102,4 @@ async def pair(
             await process.settle()
             assert process.devices == []
     assert await machine.snapshot() == before
-    assert os.listdir(guest.around.run_dir) == files
+    assert os.listdir(guest.services.run_dir) == files

@@ -21,7 +21,7 @@ GUEST = Domid(5)
 async def say(guest: Process, id: DeviceId, *lines: bytes) -> list[bytes]:
     """Send lines, all at once, to the echo's socket in a guest; return the answers."""
     async with asyncio.timeout(DEADLINE_S):
-        reader, writer = await asyncio.open_unix_connection(f"{guest.around.run_dir}/echo-{id.devid}.sock")
+        reader, writer = await asyncio.open_unix_connection(f"{guest.services.run_dir}/echo-{id.devid}.sock")
         with closing(writer):
             writer.write(b"".join(line + b"\n" for line in lines))
             return [(await reader.readline()).rstrip(b"\n") for _ in lines]

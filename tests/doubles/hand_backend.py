@@ -70,7 +70,7 @@ class HandBackend:
         self.rings.append(ring)
         port = host.events.bind_interdomain(domid, Port(await self._number(prefix + "event-channel")))
         self._ports.append(port)
-        self.peer.process.around.ports.attach(port, lambda: self._serve(number))
+        self.peer.process.services.ports.attach(port, lambda: self._serve(number))
         self._serve(number)
 
     async def _number(self, key: str) -> int:
@@ -158,7 +158,7 @@ class HandBackend:
         """Let go of rings, ports and pages. Idempotent."""
         host = self.peer.process.host
         for port in self._ports:
-            self.peer.process.around.ports.detach(port)
+            self.peer.process.services.ports.detach(port)
             host.events.unbind(port)
         for ring in self.rings:
             ring.release()

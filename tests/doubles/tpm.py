@@ -88,7 +88,7 @@ class Tools:
 
 def socket_of(guest: Process, id: DeviceId) -> Path:
     """Where the agent offers the TPM."""
-    return Path(guest.around.run_dir) / f"vtpm-{id.devid}.sock"
+    return Path(guest.services.run_dir) / f"vtpm-{id.devid}.sock"
 
 
 async def ask(guest: Process, id: DeviceId, *commands: bytes) -> list[bytes]:
@@ -156,7 +156,7 @@ class HandPage:
         self.page = self.share.view
         self._rang = asyncio.Event()
         self.events = 0
-        peer.process.around.ports.attach(self.port, self._ring)
+        peer.process.services.ports.attach(self.port, self._ring)
 
     def _ring(self) -> None:
         self.events += 1
@@ -230,7 +230,7 @@ class HandPage:
 
     def close(self) -> None:
         """Close the port and take the pages back."""
-        self._process.around.ports.detach(self.port)
+        self._process.services.ports.detach(self.port)
         self._process.host.events.unbind(self.port)
         self.share.unshare()
         self.extra.unshare()

@@ -14,7 +14,7 @@ from itertools import count
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar, cast
 
-from xenbusd.bus.device import Device, Surroundings
+from xenbusd.bus.device import Device, Services
 from xenbusd.bus.driver import Driver
 from xenbusd.bus.paths import DeviceId
 from xenbusd.bus.ports import Ports
@@ -410,7 +410,7 @@ class End:
         self.domid = world.id.backend_domid if side is Side.BACKEND else world.id.frontend_domid
         self.client = Client(world.store, world.loop)
         self.host = FakeHost(world.machine, self.domid)
-        around = Surroundings(
+        services = Services(
             store=cast("Any", self.client),
             host=self.host,
             ports=Ports(self.host),
@@ -418,7 +418,7 @@ class End:
             log=cast("Any", world.log),
             run_dir=world.run_dir.name,
         )
-        self.scan = Scan(around, driver, world.id.device_class, side)
+        self.scan = Scan(services, driver, world.id.device_class, side)
         self.task = world.loop.create_task(self.scan.run())
         self.stopping: asyncio.Task[None] | None = None
         world.loop.turn()

@@ -19,7 +19,7 @@ from xenbusd.bus.driver import Backend, Driver, Frontend
 from xenbusd.bus.frontend import FrontendDevice
 from xenbusd.bus.paths import DeviceId
 from xenbusd.bus.state import Side, State
-from xenbusd.errors import DeviceOver, ImageError, NodeValueError, OtherendError
+from xenbusd.errors import ConnectionEnded, NodeValueError, OtherendError, ResourceError
 from xenbusd.ids import DOM0, DeviceClass, Devid, Domid
 from xenbusd.ring.layout import Raw, RingFormat
 
@@ -58,9 +58,9 @@ class HandshakeMachine(RuleBasedStateMachine):
 
         class ToyBackend(Backend, device_class="toy"):
             async def run(self, dev: BackendDevice) -> None:
-                with faults.at("early", ImageError("no such image", errno.ENOENT)):
+                with faults.at("early", ResourceError("no such image", errno.ENOENT)):
                     await dev.advertise(feature_toy=1)
-                with faults.at("open", ImageError("no such image", errno.ENOENT)):
+                with faults.at("open", ResourceError("no such image", errno.ENOENT)):
                     async with dev.connect(RING, in_order=machine.in_order) as link:
                         await link.serve(lambda: None)
 
@@ -218,7 +218,7 @@ class HandshakeMachine(RuleBasedStateMachine):
         """A driver has enough of it."""
         end = self.world.ends.get(side)
         if end is not None and end.device is not None and end.device.details is not None:
-            end.device.fail(DeviceOver("enough"))
+            end.device.fail(ConnectionEnded("enough"))
             self.world.loop.turn()
 
     # -- what must hold --------------------------------------------------------------------------------------------
@@ -407,13 +407,13 @@ def test_an_event_at_every_step(event: Callable[[HandshakeMachine], None]) -> No
 def test_a_ring_that_can_be_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed and started at every step, a backend that answers in order goes on with the ring, once there is one."""
     adopted: list[bool] = []
-    go_on = BackendDevice._go_on
+    go_on = BackendDevice._adopt
 
     def spy(dev: BackendDevice, *args: Any) -> Any:
         journal = go_on(dev, *args)
         adopted.append(True)
         return journal
 
-    monkeypatch.setattr(BackendDevice, "_go_on", spy)
+    monkeypatch.setattr(BackendDevice, "_adopt", spy)
     at_every_step(None, restart_backend, in_order=True)
     assert adopted

@@ -39,7 +39,7 @@ def converse(handshake: Handshake, pieces: list[bytes]) -> tuple[bytes, bytes, S
     held, replies = b"", b""
     for piece in pieces:
         held += piece
-        if handshake.stage is Stage.HAGGLING:
+        if handshake.stage is Stage.NEGOTIATING:
             used, reply = handshake.feed(held)
             held, replies = held[used:], replies + reply
     return replies, held, handshake.stage

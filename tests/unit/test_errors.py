@@ -13,9 +13,9 @@ from xenbusd.errors import (
     GrantError,
     HotplugError,
     HypercallError,
-    ImageError,
     NodeNotFound,
     OtherendError,
+    ResourceError,
     StoreError,
     StoreLost,
     XenbusdError,
@@ -78,7 +78,7 @@ def test_a_hotplug_error_shows_what_the_script_printed() -> None:
 
 
 def test_an_image_error_has_the_number_for_the_error_node() -> None:
-    """ImageError: the sentence for the administrator and the errno for the device's error node."""
-    error = ImageError("/srv/a.img is a folder", errno.EISDIR)
+    """ResourceError: the sentence for the administrator and the errno for the device's error node."""
+    error = ResourceError("/srv/a.img is a folder", errno.EISDIR)
     assert str(error) == "/srv/a.img is a folder"
     assert error.errno == errno.EISDIR

@@ -229,14 +229,14 @@ async def test_two_attachments_at_once_make_one_device(store: StoreClient) -> No
 async def test_look_at_a_new_pair(store: StoreClient) -> None:
     """Both at Initialising; what nobody has written is None."""
     await toolstack.attach(store, ID, {}, {})
-    assert await toolstack.look(store, ID) == PairState(
+    assert await toolstack.observe(store, ID) == PairState(
         State.INITIALISING, State.INITIALISING, True, None, None, None, None, None
     )
 
 
 async def test_look_at_nothing(store: StoreClient) -> None:
     """No directory: UNKNOWN, and not online (T54)."""
-    assert await toolstack.look(store, ID) == PairState(
+    assert await toolstack.observe(store, ID) == PairState(
         State.UNKNOWN, State.UNKNOWN, False, None, None, None, None, None
     )
 
@@ -250,7 +250,7 @@ async def test_look_at_everything_that_is_told(store: StoreClient) -> None:
     await store.write(ID.error_path(Side.FRONTEND), "22 no")
     await store.write(BACK + "/online", "0")
     await set_states(store, State.CLOSED, State.CLOSING)
-    assert await toolstack.look(store, ID) == PairState(
+    assert await toolstack.observe(store, ID) == PairState(
         backend=State.CLOSED,
         frontend=State.CLOSING,
         online=False,
@@ -266,7 +266,7 @@ async def test_what_a_guest_wrote_is_shown_escaped(store: StoreClient) -> None:
     """XSA-180: its error node cannot steer the administrator's terminal, nor fill it."""
     await toolstack.attach(store, ID, {}, {})
     await store.write(ID.error_path(Side.FRONTEND), b"1 \x1b[2J\n" + b"x" * 500)
-    seen = await toolstack.look(store, ID)
+    seen = await toolstack.observe(store, ID)
     assert seen.frontend_error is not None
     assert seen.frontend_error.isprintable()
     assert len(seen.frontend_error) < 200
@@ -344,8 +344,8 @@ async def test_detach_asks_first_and_waits(store: StoreClient) -> None:
     await toolstack.attach(store, ID, {}, {})
     await set_states(store, State.CONNECTED, State.CONNECTED)
     detaching = asyncio.create_task(toolstack.detach(store, ID))
-    async with toolstack.following(store, ID) as next_look:
-        while (seen := await next_look()).backend is State.CONNECTED:
+    async with toolstack.following(store, ID) as next_state:
+        while (seen := await next_state()).backend is State.CONNECTED:
             assert seen.online
         assert (seen.backend, seen.online) == (State.CLOSING, False)
         await store.write(BACK + "/state", "6")
@@ -372,7 +372,7 @@ async def test_detach_by_force_removes_in_any_case(store: StoreClient) -> None:
     await set_states(store, State.CONNECTED, State.CONNECTED)
     with pytest.raises(OtherendTimeout, match="its directories were removed all the same"):
         await toolstack.detach(store, ID, force=True, deadline_s=0.05)
-    assert await toolstack.look(store, ID) == PairState(
+    assert await toolstack.observe(store, ID) == PairState(
         State.UNKNOWN, State.UNKNOWN, False, None, None, None, None, None
     )
 

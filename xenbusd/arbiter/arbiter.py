@@ -76,7 +76,7 @@ class Arbiter:
         self._log.info("arbiter.began", drivers=" ".join(sorted(self.bus.drivers())))
         with ExitStack() as stack:
             try:
-                stack.enter_context(following(open_uevents(), self.poke))
+                stack.enter_context(following(open_uevents(), self.wake))
             except OSError as error:  # then each device waits for the next look
                 self._log.warning("uevents.refused", error=str(error))
             try:
@@ -88,12 +88,12 @@ class Arbiter:
         """Hand over what is not ours, now and as it appears, for ever."""
         while True:
             self._wake.clear()
-            await self._look()
+            await self._observe()
             with suppress(TimeoutError):
                 async with asyncio.timeout(RESYNC_S):
                     await self._wake.wait()
 
-    def poke(self) -> None:
+    def wake(self) -> None:
         """Something may have changed on the bus."""
         self._wake.set()
 
@@ -148,7 +148,7 @@ class Arbiter:
                 self._log.error("device.unserved", device=bus_id, error=str(error))
         return handed
 
-    async def _look(self) -> None:
+    async def _observe(self) -> None:
         """Settle; and see that nobody has undone what `arbitrating` did."""
         try:
             if self.bus.autoprobe:

@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
 
-from xenbusd.bus.device import Device, Surroundings
+from xenbusd.bus.device import Device, Services
 from xenbusd.bus.handover import Handover, forget, identity, journal_path
 from xenbusd.bus.link import BackLink, describe
 from xenbusd.bus.nodes import Value, keys
 from xenbusd.bus.paths import DeviceId
-from xenbusd.bus.state import ACTIVE, OFFERED, Seen, Side, State, backend_over, parse_state
-from xenbusd.errors import DeviceOver, HotplugError, NodeNotFound, OtherendTimeout, StoreError
+from xenbusd.bus.state import ACTIVE, OFFERED, Seen, Side, State, backend_end_reason, parse_state
+from xenbusd.errors import ConnectionEnded, HotplugError, NodeNotFound, OtherendTimeout, StoreError
 from xenbusd.ids import DOM0, Gref, Port
 from xenbusd.ring.journal import Journal
 from xenbusd.ring.layout import Req, RingFormat, Rsp
@@ -41,12 +41,12 @@ class BackendDevice(Device):
     _unseen = False
     """libxl made the device, and nothing but time can tell that it has seen its InitWait."""
 
-    def __init__(self, around: Surroundings, id: DeviceId, otherend_path: str | None = None) -> None:
-        super().__init__(around, id, otherend_path)
-        self.journal_path = f"{around.run_dir}/{id.log_name}.ring"
+    def __init__(self, services: Services, id: DeviceId, otherend_path: str | None = None) -> None:
+        super().__init__(services, id, otherend_path)
+        self.journal_path = f"{services.run_dir}/{id.log_name}.ring"
         """Of the first ring; `handover.journal_path` tells those of the others. Removed by `close`."""
 
-    async def look(self) -> Seen:
+    async def observe(self) -> Seen:
         """Read our `state`, `online` and `hotplug-status`, and the frontend's `state`."""
         own, online, status, otherend = await self.read_all(
             self.path + "/state", self.path + "/online", self.path + "/hotplug-status", self.otherend.state_path
@@ -60,9 +60,9 @@ class BackendDevice(Device):
         self._moved = self._moved or seen.otherend is not State.INITIALISING
         return self.note(seen)
 
-    def over(self, seen: Seen) -> str | None:
+    def end_reason(self, seen: Seen) -> str | None:
         """Why the connection is over, or None."""
-        return backend_over(seen, self.state)
+        return backend_end_reason(seen, self.state)
 
     # -- what a driver calls, in order -----------------------------------------------------------------------------
 
@@ -74,7 +74,7 @@ class BackendDevice(Device):
             features: keys of our directory; feature_upper=1 is written as `feature-upper`.
 
         Raises:
-            DeviceOver: the device closes before it ever connected.
+            ConnectionEnded: the device closes before it ever connected.
         """
         if self.adopted:
             return
@@ -120,7 +120,7 @@ class BackendDevice(Device):
         Raises:
             NodeValueError: the offer is not complete or not sound.
             GrantError, EventChannelError: Xen does not let us have what was offered.
-            DeviceOver: the toolstack closes the device.
+            ConnectionEnded: the toolstack closes the device.
         Blocks: mapping goes through a thread, for it can sleep in the kernel (T66).
         """
         async with self.connect_queues(format, max_queues=1, in_order=in_order, **published) as links:
@@ -139,7 +139,7 @@ class BackendDevice(Device):
             published: keys of our directory; written once, when all rings are mapped.
 
         Raises:
-            NodeValueError, GrantError, EventChannelError, DeviceOver: as `connect`.
+            NodeValueError, GrantError, EventChannelError, ConnectionEnded: as `connect`.
         Blocks: mapping goes through a thread, for it can sleep in the kernel (T66).
         """
         offers = await self.otherend.read_offers(format.max_order, max_queues)
@@ -167,7 +167,7 @@ class BackendDevice(Device):
             if self.stopping:
                 for link, handover in zip(links, handovers, strict=True):
                     if not link.ring.unanswered:
-                        handover.leave()
+                        handover.mark_clean()
 
     async def _open_queue(
         self,
@@ -178,7 +178,7 @@ class BackendDevice(Device):
         in_order: bool,
     ) -> BackLink[Req, Rsp]:
         """Map one ring, bind its port, and begin its journal, or go on with it; nothing is shown to anybody yet."""
-        host, domid = self.around.host, self.otherend.domid
+        host, domid = self.services.host, self.otherend.domid
         mapping = await asyncio.to_thread(host.grants.map, domid, grefs)
         try:
             port = host.events.bind_interdomain(domid, otherend_port)
@@ -188,7 +188,7 @@ class BackendDevice(Device):
         try:
             ring_id, pages = identity(grefs, otherend_port), len(grefs)
             if self.adopted:
-                journal = self._go_on(handover, ring_id, pages, format.slot_bytes)
+                journal = self._adopt(handover, ring_id, pages, format.slot_bytes)
             else:
                 journal = handover.begin(ring_id, pages, format.slot_bytes, in_order=in_order)
             ring = BackRing(mapping.view, format.slot_bytes, attach=self.adopted, journal=journal)
@@ -198,11 +198,11 @@ class BackendDevice(Device):
             raise
         return BackLink(self, ring, port, format, mapping.unmap)
 
-    def _go_on(self, handover: Handover, ring_id: int, pages: int, slot_bytes: int) -> Journal:
+    def _adopt(self, handover: Handover, ring_id: int, pages: int, slot_bytes: int) -> Journal:
         """Take the journal of the process before us, or say in the log why the device must close instead."""
         try:
-            return handover.go_on(ring_id, pages, slot_bytes)
-        except DeviceOver as over:
+            return handover.adopt(ring_id, pages, slot_bytes)
+        except ConnectionEnded as over:
             self.log.warning("device.unclean", reason=str(over))
             raise
 
@@ -215,7 +215,7 @@ class BackendDevice(Device):
             Whether to begin now; otherwise `wait_again` says when.
 
         Raises:
-            DeviceOver: nothing to do here.
+            ConnectionEnded: nothing to do here.
         """
         seen = await self.begin()
         await self._read_script()
@@ -235,7 +235,7 @@ class BackendDevice(Device):
         """Go to Closed, through Closing where a frontend is there to see it. Nothing of its is mapped now."""
         self.adopted = False
         forget(self.journal_path)
-        seen = await self.look()
+        seen = await self.observe()
         if self.is_not_ours(seen):
             return
         if seen.own is not State.CLOSED:
@@ -298,12 +298,12 @@ class BackendDevice(Device):
         """Find the device's script, and whether it is ours to run: libxl runs those of the devices it manages (T25)."""
         script, managed = await self.read_all(self.path + "/script", self.id.libxl_path + "/backend")
         self._script = None if script is None else script.decode("utf-8", "replace")
-        self._script_is_ours = script is not None and managed is None and self.around.hotplug is not None
+        self._script_is_ours = script is not None and managed is None and self.services.hotplug is not None
         self._unseen = script is None and managed is not None
 
     async def _run_hotplug(self) -> None:
         """Run the `add` script, once in the device's life."""
-        runner = self.around.hotplug
+        runner = self.services.hotplug
         if self.hotplug_ran or not self._script_is_ours or self._script is None or runner is None:
             return
         self.hotplug_ran = True
@@ -333,7 +333,7 @@ class BackendDevice(Device):
 
     async def _undo_hotplug(self) -> None:
         """Run the `remove` script that is owed, then take `hotplug-status` away: our toolstack waits for that (T23)."""
-        runner = self.around.hotplug
+        runner = self.services.hotplug
         if not self.hotplug_ran or self._script is None or runner is None:
             return
         self.hotplug_ran = False

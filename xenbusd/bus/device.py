@@ -19,13 +19,13 @@ from xenbusd.bus.state import Seen, Side, State, may_switch, parse_state
 from xenbusd.bus.timeline import Timelines
 from xenbusd.errors import (
     AccessDenied,
-    DeviceOver,
+    ConnectionEnded,
     HypercallError,
-    ImageError,
     LocalProtocolError,
     NodeNotFound,
     OtherendGone,
     OtherendTimeout,
+    ResourceError,
     StoreError,
 )
 from xenbusd.host.interface import Host
@@ -50,7 +50,7 @@ class HotplugRunner(Protocol):
 
 
 @dataclass
-class Surroundings:
+class Services:
     """What every device of one process shares."""
 
     store: StoreClient
@@ -72,25 +72,25 @@ class Device(ABC):
     """One end of a device. `BackendDevice` and `FrontendDevice` add what their drivers call.
 
     Args:
-        around: what all devices share.
+        services: what all devices share.
         id: which device.
         otherend_path: the other end's directory, where our own names it; by default where it belongs.
     """
 
     side: ClassVar[Side]
 
-    def __init__(self, around: Surroundings, id: DeviceId, otherend_path: str | None = None) -> None:
-        self.around = around
-        self.store = around.store
+    def __init__(self, services: Services, id: DeviceId, otherend_path: str | None = None) -> None:
+        self.services = services
+        self.store = services.store
         self.id = id
         self.path = id.path(self.side)
-        self.own = Directory(around.store, self.path)
+        self.own = Directory(services.store, self.path)
         """Our directory: what the toolstack says of this device."""
         opposite_domid = id.frontend_domid if self.side is Side.BACKEND else id.backend_domid
-        self.otherend = Otherend(around.store, opposite_domid, otherend_path or id.path(self.side.opposite))
-        self.options: Mapping[str, Any] = around.options.get(id.device_class, {})
-        self.log = around.log.bind(device=id.log_name)
-        self.timeline = around.timelines.start(str(id))
+        self.otherend = Otherend(services.store, opposite_domid, otherend_path or id.path(self.side.opposite))
+        self.options: Mapping[str, Any] = services.options.get(id.device_class, {})
+        self.log = services.log.bind(device=id.log_name)
+        self.timeline = services.timelines.start(str(id))
         self.counters: dict[str, int] = {"requests": 0, "bytes": 0, "errors": 0, "notifications": 0}
         """For `show` and the closing log line; a driver counts here."""
         self.details: Callable[[], dict[str, object]] | None = None
@@ -108,7 +108,7 @@ class Device(ABC):
         self.seen = Seen(State.UNKNOWN, State.UNKNOWN, False, None)
         self.failure: Exception | None = None
         """Set by a data path that cannot go on; the next look raises it."""
-        self.on_poke: set[Callable[[], None]] = set()
+        self.on_wake: set[Callable[[], None]] = set()
         """Called at each poke: by whoever waits for one, and by links that wait on their ring as well."""
         self.otherend_dead = False
         """Its domain has been destroyed, whatever its directory still says."""
@@ -119,7 +119,7 @@ class Device(ABC):
         """A path of this device's own in the run directory, such as /run/xenbusd/vbd-51712.sock; what stands there
         when the connection is over is removed."""
         number = self.id.devid if self.side is Side.FRONTEND else f"{self.id.frontend_domid}-{self.id.devid}"
-        path = f"{self.around.run_dir}/{self.id.device_class}-{number}.{suffix}"
+        path = f"{self.services.run_dir}/{self.id.device_class}-{number}.{suffix}"
         self.run_paths.add(path)
         return path
 
@@ -133,7 +133,7 @@ class Device(ABC):
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
         """Have the other end's `state` watched, as the 2006 paper says; each change pokes us."""
-        self._watch = await self.store.watch(self.otherend.state_path, wake=self.poke)
+        self._watch = await self.store.watch(self.otherend.state_path, wake=self.wake)
         try:
             yield
         finally:
@@ -142,38 +142,38 @@ class Device(ABC):
 
     # -- looking and waiting ---------------------------------------------------------------------------------------
 
-    def poke(self) -> None:
+    def wake(self) -> None:
         """Something about this device may have changed: look again. Safe to call any number of times."""
-        for wake in tuple(self.on_poke):
+        for wake in tuple(self.on_wake):
             wake()
 
     def fail(self, error: Exception) -> None:
         """End the connection because of an error on its data path."""
         if self.failure is None:
             self.failure = error
-        self.poke()
+        self.wake()
 
     @contextmanager
-    def _pokes(self) -> Iterator[asyncio.Event]:
+    def _wakes(self) -> Iterator[asyncio.Event]:
         """A dirty flag for one that waits: each has its own, so that none takes another's hints away."""
         dirty = asyncio.Event()
-        self.on_poke.add(dirty.set)
+        self.on_wake.add(dirty.set)
         try:
             yield dirty
         finally:
-            self.on_poke.discard(dirty.set)
+            self.on_wake.discard(dirty.set)
 
-    def begin_look(self) -> None:
+    def forget_hints(self) -> None:
         """Forget the watch's hints so far: what they hint at is about to be read. Their pokes come all the same."""
         if self._watch is not None:
             self._watch.take()
 
     @abstractmethod
-    async def look(self) -> Seen:
+    async def observe(self) -> Seen:
         """Read what this moment's store says. Nothing is taken from events (T2)."""
 
     @abstractmethod
-    def over(self, seen: Seen) -> str | None:
+    def end_reason(self, seen: Seen) -> str | None:
         """Why the connection is over, or None."""
 
     async def read_all(self, *paths: str) -> list[bytes | None]:
@@ -193,11 +193,11 @@ class Device(ABC):
         """Look for the first time. A new device without its other end is told of (T17).
 
         Raises:
-            DeviceOver: the directory has gone already.
+            ConnectionEnded: the directory has gone already.
         """
-        seen = await self.look()
+        seen = await self.observe()
         if seen.own is State.UNKNOWN:
-            raise DeviceOver("removed")
+            raise ConnectionEnded("removed")
         self.state = seen.own
         self.timeline.record(self.side.value, seen.own.title)
         if seen.own is State.INITIALISING and seen.otherend is State.UNKNOWN:
@@ -219,7 +219,7 @@ class Device(ABC):
         """Look, and look again after each change, until `step` returns something.
 
         Args:
-            step: a predicate on one look; may raise DeviceOver.
+            step: a predicate on one look; may raise ConnectionEnded.
             waiting_for: who must move, in words for an administrator.
             deadline_s: seconds; None waits for as long as it takes.
 
@@ -228,12 +228,12 @@ class Device(ABC):
         """
         self.waiting_for = waiting_for
         try:
-            with self._pokes() as dirty:
+            with self._wakes() as dirty:
                 async with asyncio.timeout(deadline_s):
                     while True:
                         dirty.clear()
-                        self.begin_look()
-                        answer = step(await self.look())
+                        self.forget_hints()
+                        answer = step(await self.observe())
                         if answer is not None:
                             return answer
                         await dirty.wait()
@@ -246,17 +246,17 @@ class Device(ABC):
         """Raise what ends the connection, if anything does.
 
         Raises:
-            DeviceOver: the connection is over.
+            ConnectionEnded: the connection is over.
             Exception: whatever `fail` was given.
         """
         if self.failure is not None:
             raise self.failure
         if self.stopping:
-            raise DeviceOver("the daemon stops")
-        if reason := self.over(seen):
-            raise DeviceOver(reason)
+            raise ConnectionEnded("the daemon stops")
+        if reason := self.end_reason(seen):
+            raise ConnectionEnded(reason)
 
-    async def until_over(self) -> str:
+    async def until_ended(self) -> str:
         """Wait for as long as the connection lasts, following the other end into Closing when it leads.
 
         Returns:
@@ -268,7 +268,7 @@ class Device(ABC):
         try:
             while True:
                 await self.follow(await self.until(self._stirred, ""))
-        except DeviceOver as over:
+        except ConnectionEnded as over:
             return str(over)
 
     def _stirred(self, seen: Seen) -> Seen | None:
@@ -279,7 +279,7 @@ class Device(ABC):
         """Answer the other end's Closing with ours; the ring goes on until the frontend has Closed (T50).
 
         Raises:
-            DeviceOver: the connection is over; or whatever `fail` was given.
+            ConnectionEnded: the connection is over; or whatever `fail` was given.
         """
         if self._stirred(seen):
             await self.switch(State.CLOSING)
@@ -289,10 +289,10 @@ class Device(ABC):
         own directory, or the other end's `state`, if only written again (T34). For a driver's own task, which re-reads
         what it cares for; it ends when that task is cancelled.
         """
-        with self._pokes() as dirty:
+        with self._wakes() as dirty:
             while True:
                 dirty.clear()
-                self.begin_look()
+                self.forget_hints()
                 yield
                 await dirty.wait()
 
@@ -311,7 +311,7 @@ class Device(ABC):
         Closed that the toolstack wrote is never overwritten by a step towards Connected.
 
         Raises:
-            DeviceOver: the directory is gone, or the toolstack closes the device.
+            ConnectionEnded: the directory is gone, or the toolstack closes the device.
             LocalProtocolError: no such step; our bug.
         """
         state_path = self.path + "/state"
@@ -320,12 +320,12 @@ class Device(ABC):
             try:
                 standing = parse_state(await tx.read(state_path))
             except NodeNotFound:
-                raise DeviceOver("removed") from None
+                raise ConnectionEnded("removed") from None
             if not may_switch(self.side, standing, state):
                 if standing in (State.CLOSING, State.CLOSED):
-                    raise DeviceOver("the toolstack closes it")
+                    raise ConnectionEnded("the toolstack closes it")
                 if standing is State.INITIALISING and self.state is not State.INITIALISING:
-                    raise DeviceOver("replaced")
+                    raise ConnectionEnded("replaced")
                 raise LocalProtocolError(f"{self.id}: {self.side.value} {standing.title} -> {state.title}")
             writes: list[Awaitable[None]] = [
                 tx.write(f"{self.path}/{key}", encode(value)) for key, value in (keys or {}).items()
@@ -350,7 +350,7 @@ class Device(ABC):
             values: by key; feature_upper and feature-upper are one.
 
         Raises:
-            DeviceOver: the device is no longer Connected, or no longer ours.
+            ConnectionEnded: the device is no longer Connected, or no longer ours.
         """
         state_path, written = self.path + "/state", keys(values)
 
@@ -358,9 +358,9 @@ class Device(ABC):
             try:
                 standing = parse_state(await tx.read(state_path))
             except NodeNotFound:
-                raise DeviceOver("removed") from None
+                raise ConnectionEnded("removed") from None
             if standing is not State.CONNECTED or self.state is not State.CONNECTED:
-                raise DeviceOver(f"{standing.title} is no state to publish keys in")
+                raise ConnectionEnded(f"{standing.title} is no state to publish keys in")
             writes = [tx.write(f"{self.path}/{key}", value) for key, value in written.items()]
             await asyncio.gather(*writes, tx.write(state_path, encode(int(standing))))
 
@@ -396,7 +396,7 @@ class Device(ABC):
 
 def errno_of(error: Exception) -> int:
     """The errno that stands for an error in an error node."""
-    if isinstance(error, ImageError | HypercallError | StoreError):
+    if isinstance(error, ResourceError | HypercallError | StoreError):
         return error.errno
     if isinstance(error, OSError) and error.errno:
         return error.errno

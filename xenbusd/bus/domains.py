@@ -33,4 +33,4 @@ async def follow_domains(store: StoreClient, scans: Sequence[Scan]) -> None:
             except AccessDenied:
                 alive = True  # unprivileged: we cannot ask; the looks that follow will tell
             for scan in scans:
-                (scan.poke_domain if alive else scan.domain_gone)(domid)
+                (scan.wake_domain if alive else scan.domain_gone)(domid)

@@ -9,8 +9,8 @@ from functools import partial
 from xenbusd.bus.device import Device
 from xenbusd.bus.link import FrontLink, describe
 from xenbusd.bus.nodes import Value, keys
-from xenbusd.bus.state import Seen, Side, State, frontend_over, parse_state
-from xenbusd.errors import DeviceOver, OtherendTimeout
+from xenbusd.bus.state import Seen, Side, State, frontend_end_reason, parse_state
+from xenbusd.errors import ConnectionEnded, OtherendTimeout
 from xenbusd.ring.layout import Req, RingFormat, Rsp
 from xenbusd.ring.shared import FrontRing
 
@@ -33,23 +33,23 @@ class FrontendDevice(Device):
     side = Side.FRONTEND
     _attempts = 0
 
-    async def look(self) -> Seen:
+    async def observe(self) -> Seen:
         """Read our `state`, and the backend's `state` and `online`."""
         own, online, otherend = await self.read_all(
             self.path + "/state", self.otherend.path + "/online", self.otherend.state_path
         )
         return self.note(Seen(parse_state(own), parse_state(otherend), online == b"1", None))
 
-    def over(self, seen: Seen) -> str | None:
+    def end_reason(self, seen: Seen) -> str | None:
         """Why the connection is over, or None."""
-        return frontend_over(seen, self.state)
+        return frontend_end_reason(seen, self.state)
 
-    async def until_over(self) -> str:
+    async def until_ended(self) -> str:
         """Wait for as long as the connection lasts. A backend that leads into Closing sees us follow; what is under
         way can still be finished after that, for it serves the ring until we have Closed (T50)."""
-        reason = await super().until_over()
+        reason = await super().until_ended()
         if self.seen.own is State.CONNECTED and self.seen.otherend is State.CLOSING:
-            with suppress(DeviceOver):
+            with suppress(ConnectionEnded):
                 await self.switch(State.CLOSING)
         return reason
 
@@ -60,7 +60,7 @@ class FrontendDevice(Device):
         from its backend first (vtpm, T49) does not call this.
 
         Raises:
-            DeviceOver: the device goes away meanwhile.
+            ConnectionEnded: the device goes away meanwhile.
         """
 
         def step(seen: Seen) -> bool | None:
@@ -85,7 +85,7 @@ class FrontendDevice(Device):
 
         Raises:
             GrantError, EventChannelError: no pages or ports to be had.
-            DeviceOver: the backend closes instead.
+            ConnectionEnded: the backend closes instead.
         """
         async with self.offer_queues(format, queues=1, order=order, **requested) as links:
             yield links[0]
@@ -104,7 +104,7 @@ class FrontendDevice(Device):
 
         Raises:
             GrantError, EventChannelError: no pages or ports to be had for all of them.
-            DeviceOver: the backend closes instead.
+            ConnectionEnded: the backend closes instead.
         """
         domid = self.otherend.domid
         if self.seen.otherend not in _BACKEND_BEGINS:  # what it shows is left from the last time
@@ -131,7 +131,7 @@ class FrontendDevice(Device):
         self, format: RingFormat[Req, Rsp], order: int | None
     ) -> tuple[FrontLink[Req, Rsp], dict[str, Value]]:
         """Make one ring and its port, and the keys that tell of them."""
-        host, domid = self.around.host, self.otherend.domid
+        host, domid = self.services.host, self.otherend.domid
         share = host.grants.share(domid, 1 << (order or 0))
         try:
             port = host.events.alloc_unbound(domid)
@@ -156,7 +156,7 @@ class FrontendDevice(Device):
         """Switch to Connected: the device can be used.
 
         Raises:
-            DeviceOver: it closes instead.
+            ConnectionEnded: it closes instead.
         """
         await self.switch(State.CONNECTED)
         await self.clear_error()
@@ -173,7 +173,7 @@ class FrontendDevice(Device):
             True: begin now.
 
         Raises:
-            DeviceOver: nothing to do here.
+            ConnectionEnded: nothing to do here.
         """
         seen = await self.begin()
         if seen.own is not State.INITIALISING:
@@ -183,7 +183,7 @@ class FrontendDevice(Device):
 
     async def close(self) -> None:
         """Go to Closed, through Closing unless the backend has Closed already. Our ring is gone now."""
-        seen = await self.look()
+        seen = await self.observe()
         if self.is_not_ours(seen) or seen.own is State.CLOSED:
             return
         if seen.own is not State.CLOSING and seen.otherend in _BACKEND_PRESENT:
@@ -200,7 +200,7 @@ class FrontendDevice(Device):
         Args:
             failed: the last connection ended by an error of the backend's.
         """
-        seen = await self.look()
+        seen = await self.observe()
         if not self.stopping and not self.is_not_ours(seen) and seen.online:
             pause = BACK_OFF_S[min(self._attempts + failed, len(BACK_OFF_S) - 1)]
             self._attempts += 1

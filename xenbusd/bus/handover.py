@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from mmap import mmap
 
-from xenbusd.errors import DeviceOver
+from xenbusd.errors import ConnectionEnded
 from xenbusd.ring.journal import Flags, Journal, size_bytes
 from xenbusd.ring.layout import slots
 
@@ -68,34 +68,34 @@ class Handover:
         self.journal = Journal(memoryview(self._memory), ring_id, fresh=True, flags=flags)
         return self.journal
 
-    def go_on(self, ring_id: int, pages: int, slot_bytes: int) -> Journal:
+    def adopt(self, ring_id: int, pages: int, slot_bytes: int) -> Journal:
         """Take the journal of the process before us.
 
         Raises:
-            DeviceOver: there is none, it is another ring's, or the ring was not left in a state to go on with.
+            ConnectionEnded: there is none, it is another ring's, or the ring was not left in a state to go on with.
         """
         size = size_bytes(slots(pages, slot_bytes), slot_bytes)
         try:
             fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         except OSError:
-            raise DeviceOver("the process before us has left no journal of the ring") from None
+            raise ConnectionEnded("the process before us has left no journal of the ring") from None
         try:
             if os.fstat(fd).st_size != size:
-                raise DeviceOver("the journal is not of this ring's size")
+                raise ConnectionEnded("the journal is not of this ring's size")
             self._memory = mmap(fd, size)
         finally:
             os.close(fd)
         try:
             journal = Journal(memoryview(self._memory), ring_id, fresh=False)
         except ValueError as error:
-            raise DeviceOver(str(error)) from None
+            raise ConnectionEnded(str(error)) from None
         self.journal = journal
         if not journal.flags:
-            raise DeviceOver("the process before us was killed, and may have answered out of order")
+            raise ConnectionEnded("the process before us was killed, and may have answered out of order")
         journal.flags &= ~Flags.LEFT
         return journal
 
-    def leave(self) -> None:
+    def mark_clean(self) -> None:
         """Everything taken is answered: whoever comes after us may go on, whatever the driver is like."""
         if self.journal is not None:
             self.journal.flags |= Flags.LEFT

@@ -4,7 +4,7 @@ A fast driver hands `serve` a plain function that drains the ring in a batch. A 
 a backend with `async for request in ring` and `reply`, a frontend with `await ring.call(request)`. Neither way costs
 a task for each request, and the fast one costs no future either.
 
-A device may have several queues, each a link of its own: `start` each, then wait with `dev.until_over()` once.
+A device may have several queues, each a link of its own: `start` each, then wait with `dev.until_ended()` once.
 
 The store is out of reach here but for `dev`'s own looks: the data path never writes to it.
 """
@@ -18,23 +18,23 @@ from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from xenbusd.bus.device import Device
-from xenbusd.errors import DeviceOver, OtherendError, XenbusdError
+from xenbusd.errors import ConnectionEnded, OtherendError, XenbusdError
 from xenbusd.host.interface import Grants
 from xenbusd.ids import Port
 from xenbusd.ring.layout import Req, RingFormat, Rsp
-from xenbusd.ring.polling import LOOKS, Looking
+from xenbusd.ring.polling import POLLS, BusyPoll
 from xenbusd.ring.shared import BackRing, FrontRing
 
 AnyRing = TypeVar("AnyRing", bound=BackRing | FrontRing)
 
 
-FOR_NOTHING_MAX = 16
+SPURIOUS_MAX = 16
 """Events in a row that find nothing in the ring, before the other end is slowed down."""
 
 PAUSE_FIRST_S = 0.0005
 PAUSE_MAX_S = 0.1
 
-LOOK_ROUNDS = 8
+POLL_ROUNDS = 8
 """Times that a look may find something before the rest of the daemon has its turn: well below a millisecond, unless a
 guest means to make it long; then some 1.5 ms."""
 
@@ -54,16 +54,16 @@ class Link(Generic[AnyRing]):
         self.dev = dev
         self.ring = ring
         self.port = port
-        self.grants: Grants = dev.around.host.grants
+        self.grants: Grants = dev.services.host.grants
         self.counters = dev.counters
-        self._events = dev.around.host.events
+        self._events = dev.services.host.events
         self._slot_bytes = slot_bytes
         self._release = release
         self._loop = asyncio.get_running_loop()
         self._drain: Callable[[], bool | None] | None = None
         self._open = True
         self._masked = True
-        self._for_nothing = 0
+        self._spurious = 0
 
     def notify(self) -> None:
         """Wake the other end."""
@@ -81,10 +81,10 @@ class Link(Generic[AnyRing]):
         Args:
             drain: takes what is in the ring and publishes its answers; returns True if it stopped before the ring
                 was empty. Not a coroutine. An error that it raises ends the connection and is raised by
-                `dev.until_over`.
+                `dev.until_ended`.
         """
         self._drain = drain
-        self.dev.around.ports.attach(self.port, self._woken)
+        self.dev.services.ports.attach(self.port, self._woken)
         self._ready()  # a request may have come before the port was bound (T60)
 
     async def serve(self, drain: Callable[[], bool | None]) -> str:
@@ -97,7 +97,7 @@ class Link(Generic[AnyRing]):
             Why it is over. The ring and the port still work, so that work under way can be finished.
         """
         self.start(drain)
-        return await self.dev.until_over()
+        return await self.dev.until_ended()
 
     def _woken(self) -> None:
         """The other end has notified us. The port stays masked until we say otherwise."""
@@ -124,7 +124,7 @@ class Link(Generic[AnyRing]):
         before = self.ring.taken
         more = drain()
         if self.ring.taken != before:
-            self._for_nothing = 0
+            self._spurious = 0
         return bool(more)
 
     def unmask(self) -> None:
@@ -134,8 +134,8 @@ class Link(Generic[AnyRing]):
         pause that Linux gives it: twice as long each time, up to a limit (XSA-331, XSA-332; xen_irq_lateeoi).
         """
         self._masked = False
-        self._for_nothing += 1
-        excess = self._for_nothing - FOR_NOTHING_MAX
+        self._spurious += 1
+        excess = self._spurious - SPURIOUS_MAX
         if excess <= 0:
             self._events.unmask(self.port)
         else:
@@ -157,7 +157,7 @@ class Link(Generic[AnyRing]):
         self._open = False
         self._drain = None
         self.dev.details = None
-        self.dev.around.ports.detach(self.port)
+        self.dev.services.ports.detach(self.port)
         self._events.unbind(self.port)
         self.ring.release()
         self._release()
@@ -173,16 +173,16 @@ class BackLink(Link[BackRing], Generic[Req, Rsp]):
         self._request = format.request
         self._inbox: deque[Req] = deque()
         self._wake = asyncio.Event()
-        self._poked = False
-        self._looking = Looking()
+        self._woken_by_store = False
+        self._busy_poll = BusyPoll()
 
     def _take_turn(self, drain: Callable[[], bool | None]) -> bool:
         """Drain, and look for more before sleeping, as long as that pays.
 
         Nobody else is kept waiting: there are no looks while other rings are at work as well, nor while requests are
-        under way, whose end will wake us; and a round of the event loop after LOOK_ROUNDS.
+        under way, whose end will wake us; and a round of the event loop after POLL_ROUNDS.
         """
-        ports, looking = self.dev.around.ports, self._looking
+        ports, looking = self.dev.services.ports, self._busy_poll
         alone, ports.latest = ports.latest == self.port, self.port
         if super()._take_turn(drain):
             return True
@@ -190,9 +190,9 @@ class BackLink(Link[BackRing], Generic[Req, Rsp]):
             return False
         if self._masked:
             self.unmask()  # now, since the next request need not wait for it
-        for _ in range(LOOK_ROUNDS):
-            if not self.ring.look(LOOKS):
-                looking.in_vain()
+        for _ in range(POLL_ROUNDS):
+            if not self.ring.poll(POLLS):
+                looking.miss()
                 return False
             looking.found()
             if super()._take_turn(drain):
@@ -205,15 +205,15 @@ class BackLink(Link[BackRing], Generic[Req, Rsp]):
 
     async def __aiter__(self) -> AsyncIterator[Req]:
         """Yield the requests in order, and end when the connection is over."""
-        self.dev.around.ports.attach(self.port, self._wake.set)
-        self.dev.on_poke.add(self._look_soon)
-        self._poked = True
+        self.dev.services.ports.attach(self.port, self._wake.set)
+        self.dev.on_wake.add(self._look_soon)
+        self._woken_by_store = True
         while True:
             self._wake.clear()
-            if self._poked and await self._is_over():
+            if self._woken_by_store and await self._is_over():
                 return
             if self._fill():
-                self._for_nothing = 0
+                self._spurious = 0
                 while self._inbox:
                     yield self._inbox.popleft()
                 self.publish()
@@ -223,7 +223,7 @@ class BackLink(Link[BackRing], Generic[Req, Rsp]):
                 await self._wake.wait()
 
     def _look_soon(self) -> None:
-        self._poked = True
+        self._woken_by_store = True
         self._wake.set()
 
     def _fill(self) -> bool:
@@ -238,19 +238,19 @@ class BackLink(Link[BackRing], Generic[Req, Rsp]):
 
     async def _is_over(self) -> bool:
         dev = self.dev
-        self._poked = False
-        dev.begin_look()
-        seen = await dev.look()
+        self._woken_by_store = False
+        dev.forget_hints()
+        seen = await dev.observe()
         try:
             await dev.follow(seen)
-        except DeviceOver:
+        except ConnectionEnded:
             self.publish()
             return True
         return False
 
     def close(self) -> None:
         """Close the link."""
-        self.dev.on_poke.discard(self._look_soon)
+        self.dev.on_wake.discard(self._look_soon)
         super().close()
 
 
@@ -273,14 +273,14 @@ class FrontLink(Link[FrontRing], Generic[Req, Rsp]):
             request: a dataclass with a field `id`, whose value is chosen here.
 
         Raises:
-            DeviceOver: the connection ended before the answer came.
+            ConnectionEnded: the connection ended before the answer came.
         """
         while not self._free:
             room = self._loop.create_future()
             self._room.append(room)
             await room
         if not self._open:
-            raise DeviceOver("the connection is over")
+            raise ConnectionEnded("the connection is over")
         id = self._free.pop()
         answer: asyncio.Future[Rsp] = self._loop.create_future()
         self._waiting[id] = answer
@@ -319,9 +319,9 @@ class FrontLink(Link[FrontRing], Generic[Req, Rsp]):
             room.set_result(None)
 
     def close(self) -> None:
-        """Close the link; calls that have no answer yet fail with DeviceOver."""
+        """Close the link; calls that have no answer yet fail with ConnectionEnded."""
         super().close()
-        gone: XenbusdError = DeviceOver("the connection ended before the answer came")
+        gone: XenbusdError = ConnectionEnded("the connection ended before the answer came")
         for answer in self._waiting.values():
             if not answer.done():
                 answer.set_exception(gone)

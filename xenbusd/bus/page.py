@@ -2,12 +2,12 @@
 
     async with connect_page(dev) as link:                   # the backend's end
         await link.connected(size=4)
-        await link.serve(look)
+        await link.serve(drain)
     async with offer_page(dev, feature_x=1) as link:        # the frontend's
         await dev.connected()
-        await link.serve(look)
+        await link.serve(drain)
 
-What stands in the page, and whose turn it is, is the driver's matter; so is reading each byte of it once only. `look`
+What stands in the page, and whose turn it is, is the driver's matter; so is reading each byte of it once only. `drain`
 is a plain function, called at the beginning and at each event.
 
 A backend may go on with the page of a process before it (T15). What the page cannot tell then, whether that process had
@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING
 
 from xenbusd.bus.device import Device
 from xenbusd.bus.handover import identity
-from xenbusd.bus.link import FOR_NOTHING_MAX, PAUSE_FIRST_S, PAUSE_MAX_S
+from xenbusd.bus.link import PAUSE_FIRST_S, PAUSE_MAX_S, SPURIOUS_MAX
 from xenbusd.bus.nodes import Value, keys
 from xenbusd.bus.state import OFFERED, Seen, State
-from xenbusd.errors import DeviceOver
+from xenbusd.errors import ConnectionEnded
 from xenbusd.ids import Port
 from xenbusd.ring.barrier import fence
 
@@ -55,13 +55,13 @@ class PageLink:
         self.dev = dev
         self.page = page
         self.port = port
-        self.grants = dev.around.host.grants
+        self.grants = dev.services.host.grants
         self.counters = dev.counters
-        self._events = dev.around.host.events
+        self._events = dev.services.host.events
         self._release = release
-        self._look: Callable[[], bool] | None = None
+        self._drain: Callable[[], bool] | None = None
         self._open = True
-        self._for_nothing = 0
+        self._spurious = 0
         dev.details = self.describe
 
     def notify(self) -> None:
@@ -74,32 +74,32 @@ class PageLink:
         """Have the other end see what was stored before this no later than what is stored after it."""
         fence()
 
-    async def serve(self, look: Callable[[], bool]) -> str:
-        """Call `look` now and after each notification, for as long as the connection lasts.
+    async def serve(self, drain: Callable[[], bool]) -> str:
+        """Call `drain` now and after each notification, for as long as the connection lasts.
 
         Args:
-            look: reads whose turn it is and does what is to be done; returns whether there was something. Not a
+            drain: reads whose turn it is and does what is to be done; returns whether there was something. Not a
                 coroutine. An error that it raises ends the connection and is raised here.
 
         Returns:
             Why it is over. The page and the port still work, so that work under way can be finished.
         """
-        self._look = look
-        self.dev.around.ports.attach(self.port, self._ready)
+        self._drain = drain
+        self.dev.services.ports.attach(self.port, self._ready)
         self._ready()  # a request may have come before the port was bound (T49, T60)
-        return await self.dev.until_over()
+        return await self.dev.until_ended()
 
     def _ready(self) -> None:
-        if self._look is None:
+        if self._drain is None:
             return
         try:
-            found = self._look()
+            found = self._drain()
         except Exception as error:
-            self._look = None  # the port stays masked: a hostile peer cannot wake us again (T61)
+            self._drain = None  # the port stays masked: a hostile peer cannot wake us again (T61)
             self.dev.fail(error)
             return
-        self._for_nothing = 0 if found else self._for_nothing + 1
-        excess = self._for_nothing - FOR_NOTHING_MAX
+        self._spurious = 0 if found else self._spurious + 1
+        excess = self._spurious - SPURIOUS_MAX
         if excess <= 0:
             self._events.unmask(self.port)
         else:  # it wakes us for nothing: as `Link.unmask`
@@ -120,9 +120,9 @@ class PageLink:
         if not self._open:
             return
         self._open = False
-        self._look = None
+        self._drain = None
         self.dev.details = None
-        self.dev.around.ports.detach(self.port)
+        self.dev.services.ports.detach(self.port)
         self._events.unbind(self.port)
         self._release()
 
@@ -159,11 +159,11 @@ class BackPage(PageLink):
         """Read what the process before us has left.
 
         Raises:
-            DeviceOver: it has left nothing, or this is another page.
+            ConnectionEnded: it has left nothing, or this is another page.
         """
         raw = os.pread(self._note, _NOTE.size + 1, 0)
         if len(raw) != _NOTE.size or _NOTE.unpack(raw)[:2] != (_MAGIC, self._identity):
-            raise DeviceOver("the process before us has left no note of this page")
+            raise ConnectionEnded("the process before us has left no note of this page")
         self._taken = bool(_NOTE.unpack(raw)[2])
 
     async def connected(self, **published: Value) -> None:
@@ -174,15 +174,15 @@ class BackPage(PageLink):
             published: keys of our directory that the frontend reads once we are Connected, in the same transaction.
 
         Raises:
-            DeviceOver: the device is gone.
+            ConnectionEnded: the device is gone.
         """
         dev = self.dev
         if dev.state is State.CONNECTED:
             return
         try:
             await dev.switch(State.CONNECTED, keys(published))
-        except DeviceOver:
-            seen = await dev.look()
+        except ConnectionEnded:
+            seen = await dev.observe()
             if seen.own is State.CLOSING and seen.otherend in OFFERED:
                 return
             raise
@@ -209,10 +209,10 @@ async def connect_page(dev: BackendDevice) -> AsyncIterator[BackPage]:
     Raises:
         NodeValueError: the offer is not complete or not sound.
         GrantError, EventChannelError: Xen does not let us have what was offered.
-        DeviceOver: the process before us left a page that cannot be gone on with.
+        ConnectionEnded: the process before us left a page that cannot be gone on with.
     Blocks: mapping goes through a thread, for it can sleep in the kernel (T66).
     """
-    host, otherend = dev.around.host, dev.otherend
+    host, otherend = dev.services.host, dev.otherend
     [(grefs, otherend_port)] = await otherend.read_offers(max_order=0, max_queues=1)
     mapping = await asyncio.to_thread(host.grants.map, otherend.domid, grefs)
     try:
@@ -230,7 +230,7 @@ async def connect_page(dev: BackendDevice) -> AsyncIterator[BackPage]:
         if dev.adopted:
             try:
                 link.recall()
-            except DeviceOver as over:
+            except ConnectionEnded as over:
                 dev.log.warning("device.unclean", reason=str(over))
                 raise
             dev.log.info("device.adopted", frontend=otherend.domid)
@@ -255,9 +255,9 @@ async def offer_page(dev: FrontendDevice, **requested: Value) -> AsyncIterator[P
 
     Raises:
         GrantError, EventChannelError: no page or port to be had.
-        DeviceOver: the backend closes instead.
+        ConnectionEnded: the backend closes instead.
     """
-    host, domid = dev.around.host, dev.otherend.domid
+    host, domid = dev.services.host, dev.otherend.domid
     await dev.until(_begins(dev), f"the backend in domain {domid} to begin")
     share = host.grants.share(domid, 1)
     try:

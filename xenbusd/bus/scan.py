@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from xenbusd.bus.backend import BackendDevice
-from xenbusd.bus.device import Device, Surroundings
+from xenbusd.bus.device import Device, Services
 from xenbusd.bus.driver import Driver
 from xenbusd.bus.frontend import FrontendDevice
 from xenbusd.bus.handover import forget
@@ -28,23 +28,23 @@ class Scan:
     """The devices of one class on one side.
 
     Args:
-        around: what all devices share.
+        services: what all devices share.
         driver: makes a driver for each device.
         is_ours: asked of each device before it is begun with; None: all are ours.
     """
 
     def __init__(
         self,
-        around: Surroundings,
+        services: Services,
         driver: Callable[[], Driver[Any]],
         device_class: DeviceClass,
         side: Side,
         is_ours: Callable[[DeviceId], Awaitable[bool]] | None = None,
     ) -> None:
-        self.around = around
+        self.services = services
         self.device_class = device_class
         self.side = side
-        self.root = (backend_root if side is Side.BACKEND else frontend_root)(around.domid, device_class)
+        self.root = (backend_root if side is Side.BACKEND else frontend_root)(services.domid, device_class)
         self.supervisor = Supervisor(self._ended)
         self._driver = driver
         self._is_ours = is_ours
@@ -60,7 +60,7 @@ class Scan:
 
     async def run(self) -> None:
         """Follow the class for ever."""
-        watch = await self.around.store.watch(self.root, depth=self._depth, wake=self._wake.set)
+        watch = await self.services.store.watch(self.root, depth=self._depth, wake=self._wake.set)
         try:
             while True:
                 try:
@@ -75,7 +75,7 @@ class Scan:
                     try:
                         await self._heed(hint)
                     except StoreError as error:  # a listing too long for the store, say; the next resync tries again
-                        self.around.log.error("scan.failed", path=hint, error=str(error))
+                        self.services.log.error("scan.failed", path=hint, error=str(error))
         finally:
             await watch.unwatch()
 
@@ -84,13 +84,13 @@ class Scan:
         for dev in self._known.values():
             if dev.otherend.domid == domid:
                 dev.otherend_dead = True
-                dev.poke()
+                dev.wake()
 
-    def poke_domain(self, domid: Domid) -> None:
+    def wake_domain(self, domid: Domid) -> None:
         """Something has happened to a domain: look at its devices."""
         for dev in self._known.values():
             if dev.otherend.domid == domid:
-                dev.poke()
+                dev.wake()
 
     def other_domains(self) -> set[Domid]:
         """The domains at the other ends."""
@@ -100,12 +100,12 @@ class Scan:
         """Look at one device, or at everything if the hint is not that precise."""
         dev = self._known.get(hint)
         if dev is not None:
-            dev.poke()
+            dev.wake()
         elif hint.count("/") - self.root.count("/") == self._depth:
             await self._probe(hint)
         else:
             for dev in self._known.values():
-                dev.poke()
+                dev.wake()
             await self._list()
 
     async def _list(self) -> None:
@@ -122,7 +122,7 @@ class Scan:
         """Remove the rings' journals of devices that are not there any more: they went while no process served them."""
         if self.side is not Side.BACKEND:
             return
-        run_dir = self.around.run_dir
+        run_dir = self.services.run_dir
         there = {"-".join([self.device_class, *path.split("/")[-2:]]) for path in [*paths, *self._known]}
         with suppress(FileNotFoundError):
             found = {name.partition(".ring")[0] for name in os.listdir(run_dir) if ".ring" in name}
@@ -132,14 +132,14 @@ class Scan:
 
     async def _names(self, path: str) -> list[str]:
         try:
-            return await self.around.store.directory(path)
+            return await self.services.store.directory(path)
         except (NodeNotFound, AccessDenied):
             return []
 
     async def _probe(self, path: str) -> None:
         """Start a device if its directory is complete; otherwise the next hint will bring us back (T16)."""
         otherend_key = self.side.opposite.value
-        store = self.around.store
+        store = self.services.store
         answers = await asyncio.gather(
             store.read(f"{path}/{otherend_key}"),
             store.read(f"{path}/{otherend_key}-id"),
@@ -156,7 +156,7 @@ class Scan:
             return
         id = self._identify(path, otherend_id)
         if id is None or not otherend_path.startswith(f"/local/domain/{otherend_id}/"):  # T11
-            self.around.log.warning("otherend.misplaced", path=path, otherend=otherend_path, otherend_id=otherend_id)
+            self.services.log.warning("otherend.misplaced", path=path, otherend=otherend_path, otherend_id=otherend_id)
             return
         if self._is_ours is None or await self._is_ours(id):
             self._start(path, id, otherend_path)
@@ -170,14 +170,14 @@ class Scan:
         if otherend_domid is None or devid is None:
             return None
         if self.side is Side.FRONTEND:
-            return DeviceId(self.device_class, self.around.domid, Devid(devid), Domid(otherend_domid))
+            return DeviceId(self.device_class, self.services.domid, Devid(devid), Domid(otherend_domid))
         if numbers[0] != otherend_domid:
             return None
-        return DeviceId(self.device_class, Domid(otherend_domid), Devid(devid), self.around.domid)
+        return DeviceId(self.device_class, Domid(otherend_domid), Devid(devid), self.services.domid)
 
     def _start(self, path: str, id: DeviceId, otherend_path: str) -> None:
         kind = BackendDevice if self.side is Side.BACKEND else FrontendDevice
-        dev = kind(self.around, id, otherend_path)
+        dev = kind(self.services, id, otherend_path)
         dev.log.debug("device.appeared", side=self.side.value)
         self._known[path] = dev
         self.supervisor.start(dev, self._driver())

@@ -3,8 +3,8 @@
 Two rules:
 
 1. What may follow what stands in `TRANSITIONS`, and nowhere else.
-2. When a connection is over is decided by `backend_over` and `frontend_over`, from one look at the store, and
-   nowhere else. They count no events: watches coalesce, so any jump may be seen (T2).
+2. Whether a connection has ended, and why, is decided by `backend_end_reason` and `frontend_end_reason`, from one
+   reading of the store, and nowhere else. They count no events: watches coalesce, so any jump may be seen (T2).
 
 Source: xen/include/public/io/xenbus.h (enum xenbus_state); the rules T1-T58 of the field survey.
 """
@@ -104,7 +104,7 @@ class Seen:
         return self.hotplug_status == "connected"
 
 
-def backend_over(seen: Seen, written: State) -> str | None:
+def backend_end_reason(seen: Seen, written: State) -> str | None:
     """Say why a backend's connection, being made or made, is over; None while it is not.
 
     Args:
@@ -132,7 +132,7 @@ def backend_over(seen: Seen, written: State) -> str | None:
     return None  # in particular: both at Closing. The ring is served until the frontend has Closed (T50, T55)
 
 
-def frontend_over(seen: Seen, written: State) -> str | None:
+def frontend_end_reason(seen: Seen, written: State) -> str | None:
     """Say why a frontend's connection, being made or made, is over; None while it is not.
 
     Args:

@@ -14,7 +14,7 @@ from xenbusd.bus.driver import Driver
 from xenbusd.bus.frontend import FrontendDevice
 from xenbusd.bus.state import State
 from xenbusd.errors import (
-    DeviceOver,
+    ConnectionEnded,
     HypercallError,
     LocalProtocolError,
     OtherendError,
@@ -65,7 +65,7 @@ class Supervisor:
         tasks = list(self._tasks.values())
         for dev in list(self._tasks):
             dev.stopping = True
-            dev.poke()
+            dev.wake()
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=STOP_S)
             for task in late:
@@ -83,7 +83,7 @@ class Supervisor:
                     if dev.stopping and isinstance(dev, BackendDevice):
                         return  # whoever comes after us goes on with the ring
                     await dev.close()
-        except DeviceOver:
+        except ConnectionEnded:
             return
         except StoreLost:
             if not dev.stopping:
@@ -105,7 +105,7 @@ class Supervisor:
             await driver.run(dev)
         except Exception as raised:
             error = innermost(raised)
-            if isinstance(error, DeviceOver):
+            if isinstance(error, ConnectionEnded):
                 reason = str(error)
             elif isinstance(error, StoreLost) and dev.stopping:
                 raise error from None
@@ -115,7 +115,7 @@ class Supervisor:
                 failed, reason = True, str(error)
                 self._tell(dev, error)
                 await dev.report(error)
-        over = dev.over(dev.seen) if not reason else None
+        over = dev.end_reason(dev.seen) if not reason else None
         dev.log.info(
             "device.closed",
             reason=reason or over or ("the daemon stops" if dev.stopping else "the driver ended it"),
@@ -129,8 +129,8 @@ class Supervisor:
         """Say how the device has gone, if an error is only what comes of that: no fault, and nobody's (T9)."""
         if not isinstance(error, OtherendError | StoreError | HypercallError):
             return None
-        seen = await dev.look()
-        return dev.over(seen) if State.UNKNOWN in (seen.own, seen.otherend) else None
+        seen = await dev.observe()
+        return dev.end_reason(seen) if State.UNKNOWN in (seen.own, seen.otherend) else None
 
     @staticmethod
     def _tell(dev: Device, error: Exception) -> None:
@@ -147,5 +147,5 @@ def innermost(error: Exception) -> Exception:
     """The error that matters: out of an ExceptionGroup, its first leaf that is not just the unwinding."""
     while isinstance(error, ExceptionGroup):
         leaves = error.exceptions
-        error = next((leaf for leaf in leaves if not isinstance(leaf, DeviceOver)), leaves[0])
+        error = next((leaf for leaf in leaves if not isinstance(leaf, ConnectionEnded)), leaves[0])
     return error

@@ -129,7 +129,7 @@ def list_devices(context: Context) -> None:
     """Show every device whose backend is in dom0, and what each one that is not Connected waits for."""
 
     async def run(store: StoreClient) -> None:
-        found = [(id, await toolstack.look(store, id)) for id in await toolstack.devices(store)]
+        found = [(id, await toolstack.observe(store, id)) for id in await toolstack.devices(store)]
         if context.as_json:
             click.echo(json.dumps([{"device": str(id), **_as_json(pair)} for id, pair in found]))
             return
@@ -169,7 +169,7 @@ def show(context: Context, device: str) -> None:
 
     async def run(store: StoreClient) -> None:
         id = parse_name(device)
-        pair = await toolstack.look(store, id)
+        pair = await toolstack.observe(store, id)
         if pair.backend is State.UNKNOWN and pair.frontend is State.UNKNOWN:
             raise UsageError(f"there is no device {id}; `xenbusctl list` shows those there are")
         try:

@@ -322,7 +322,7 @@ async def _used(mode: str | None) -> list[str]:
     try:
         async with asyncio.timeout(STORE_S), StoreClient(store_endpoint()) as store:
             for id in await toolstack.devices(store, Domid(int(await store.read("domid")))):
-                pair = await toolstack.look(store, id)
+                pair = await toolstack.observe(store, id)
                 script = claims.get(id.device_class)
                 theirs = mode == "arbiter" and script is not None and os.path.basename(pair.script or "") != script
                 if id.device_class in claims and not theirs and pair.backend not in (State.UNKNOWN, State.CLOSED):

@@ -13,7 +13,7 @@ import time
 from contextlib import closing, suppress
 from typing import Any, Protocol
 
-from xenbusd.bus.device import Device, Surroundings
+from xenbusd.bus.device import Device, Services
 from xenbusd.bus.state import Side
 from xenbusd.ids import Domid
 from xenbusd.process.listener import Listener
@@ -39,13 +39,13 @@ class ControlServer:
 
     Args:
         daemon: whose devices are told of.
-        around: what its devices share.
+        services: what its devices share.
         domid: our own domain.
     """
 
-    def __init__(self, daemon: Devices, around: Surroundings, domid: Domid) -> None:
+    def __init__(self, daemon: Devices, services: Services, domid: Domid) -> None:
         self._daemon = daemon
-        self._around = around
+        self._services = services
         self._domid = domid
         self._started = time.monotonic()
         self._server: asyncio.AbstractServer | None = None
@@ -87,7 +87,7 @@ class ControlServer:
                     return {"ok": self._details(dev)}
             return {"error": f"this daemon has no device {name}"}
         if command == "timeline":
-            timeline = self._around.timelines.get(str(name))
+            timeline = self._services.timelines.get(str(name))
             if timeline is None:
                 return {"error": f"this daemon has not seen a device {name}"}
             entries = [{"at": entry.at, "actor": entry.actor, "event": entry.event} for entry in timeline.entries]
@@ -98,10 +98,10 @@ class ControlServer:
         return {
             "side": self._daemon.side.value,
             "domid": self._domid,
-            "host": self._around.host.name,
+            "host": self._services.host.name,
             "pid": os.getpid(),
             "uptime_s": round(time.monotonic() - self._started, 3),
-            "store_connected": self._around.store.connected,
+            "store_connected": self._services.store.connected,
         }
 
     def _summary(self, dev: Device) -> dict[str, object]:

@@ -36,9 +36,9 @@ class MappedRange:
         self.address = address
         self.pages = pages
         self._writable = writable
-        self._look()
+        self._make_view()
 
-    def _look(self) -> None:
+    def _make_view(self) -> None:
         memory = (ctypes.c_char * (self.pages * PAGE_SIZE)).from_address(self.address)
         view = memoryview(memory).cast("B")
         self.view = view if self._writable else view.toreadonly()
@@ -57,7 +57,7 @@ class MappedRange:
         except BufferError:
             in_use = True
         if in_use:
-            self._look()
+            self._make_view()
             raise LocalProtocolError(f"{self.pages} pages cannot be unmapped: a slice of their view is still in use")
 
 

@@ -8,21 +8,21 @@ processor of a guest that has halted (halt_poll_ns).
 
 from __future__ import annotations
 
-LOOKS = 1000
+POLLS = 1000
 """Looks in a row: some 20 us of a processor, which is less than KVM allows."""
-FAITH_MAX = 8
+MISSES_MAX = 8
 """Times for nothing, one after another, that are forgiven."""
 SLEEPS = 64
 """Sleeps without a look, before it is tried again."""
 
 
-class Looking:
+class BusyPoll:
     """What one ring's looks have brought so far."""
 
     __slots__ = ("_faith", "_sleeps")
 
     def __init__(self) -> None:
-        self._faith = FAITH_MAX
+        self._faith = MISSES_MAX
         self._sleeps = 0
 
     def is_worth_it(self) -> bool:
@@ -37,8 +37,8 @@ class Looking:
 
     def found(self) -> None:
         """A request came while we looked."""
-        self._faith = FAITH_MAX
+        self._faith = MISSES_MAX
 
-    def in_vain(self) -> None:
+    def miss(self) -> None:
         """None came."""
         self._faith -= 1

@@ -171,7 +171,7 @@ class BackRing(_Ring):
         fence()
         return self._words[REQ_PROD] == self.req_cons
 
-    def look(self, times: int) -> bool:
+    def poll(self, times: int) -> bool:
         """Look for another request up to so many times in a row: some 20 ns each. Return whether one has come."""
         words, taken = self._words, self.req_cons
         for _ in range(times):  # noqa: SIM110  # a generator would take half as long again

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from xenbusd import log, toolstack
-from xenbusd.bus.device import Device, HotplugRunner, Surroundings
+from xenbusd.bus.device import Device, HotplugRunner, Services
 from xenbusd.bus.domains import follow_domains
 from xenbusd.bus.driver import Driver
 from xenbusd.bus.paths import DeviceId
@@ -91,7 +91,7 @@ class Process:
         if faults is not None:
             faults.on_cut = self._cut
         door: Host = host if faults is None else FaultyHost(host, faults)
-        self.around = Surroundings(
+        self.services = Services(
             store=self.store,
             host=door,
             ports=Ports(door.events),
@@ -123,14 +123,14 @@ class Process:
 
     def run_path(self, id: DeviceId, suffix: str) -> str:
         """Where its frontend's driver puts what it calls `dev.run_path(suffix)`."""
-        return f"{self.around.run_dir}/{id.device_class}-{id.devid}.{suffix}"
+        return f"{self.services.run_dir}/{id.device_class}-{id.devid}.{suffix}"
 
     def story(self, id: DeviceId) -> list[tuple[str, str]]:
         """What it saw happen to a device, in order: (actor, event), such as ("backend", "InitWait").
 
         The states of its own end are all there; of the other end's it has those that it saw.
         """
-        timeline = self.around.timelines.get(str(id))
+        timeline = self.services.timelines.get(str(id))
         return [(entry.actor, entry.event) for entry in timeline.entries] if timeline is not None else []
 
     def states(self, id: DeviceId, actor: str) -> list[str]:
@@ -141,8 +141,8 @@ class Process:
     async def open(self, drivers: tuple[type[Driver[Any]], ...]) -> None:
         """Connect to the store and begin to follow the drivers' classes."""
         await self.store.open()
-        self.around.ports.start()
-        self.scans = [Scan(self.around, driver, driver.device_class, driver.side) for driver in drivers]
+        self.services.ports.start()
+        self.scans = [Scan(self.services, driver, driver.device_class, driver.side) for driver in drivers]
         self._tasks = [asyncio.create_task(scan.run()) for scan in self.scans]
         if self.scans:
             self._tasks.append(asyncio.create_task(follow_domains(self.store, self.scans)))
@@ -177,7 +177,7 @@ class Process:
         self.alive = False
         await asyncio.gather(*(scan.supervisor.stop() for scan in self.scans))
         await self._end_tasks()
-        self.around.ports.stop()
+        self.services.ports.stop()
         await self.store.close()
         self.host.close()
 
@@ -198,7 +198,7 @@ class Process:
         """Shut the door at once."""
         for dev in self.devices:
             dev.stopping = True  # what still unwinds here is no news for the log
-        self.around.ports.stop()
+        self.services.ports.stop()
         self.host.close()
 
     async def _end_tasks(self) -> None:
@@ -327,9 +327,9 @@ class Machine:
         """
         seen: PairState | None = None
         try:
-            async with asyncio.timeout(DEADLINE_S), toolstack.following(self.store, id) as next_look:
+            async with asyncio.timeout(DEADLINE_S), toolstack.following(self.store, id) as next_state:
                 while True:
-                    seen = await next_look()
+                    seen = await next_state()
                     if _is_at(seen.backend, backend) and _is_at(seen.frontend, frontend):
                         return seen
         except TimeoutError:

@@ -132,7 +132,7 @@ class HandRing:
         """Notifications that came in."""
         self._rang = asyncio.Event()
         self._open = True
-        process.around.ports.attach(self.port, self._ring)
+        process.services.ports.attach(self.port, self._ring)
 
     def _ring(self) -> None:
         self.events += 1
@@ -182,7 +182,7 @@ class HandRing:
         if not self._open:
             return
         self._open = False
-        self._process.around.ports.detach(self.port)
+        self._process.services.ports.detach(self.port)
         self._process.host.events.unbind(self.port)
         self.words.release()
         self.end.release()

@@ -174,11 +174,11 @@ class Trial:
     async def remains(self) -> Remains:
         """Take down all that there is, once it changes no more: what ended a moment ago may be closing still."""
         gc.collect()  # closes what nobody holds any more
-        now = await self._look()
+        now = await self._take_stock()
         async with asyncio.timeout(DEADLINE_S):
             while True:
                 await self._settle()
-                before, now = now, await self._look()
+                before, now = now, await self._take_stock()
                 if now == before:
                     return now
 
@@ -187,8 +187,8 @@ class Trial:
             if process.alive:
                 await process.settle()
 
-    async def _look(self) -> Remains:
-        folders = {Path(process.around.run_dir) for process in self.machine.processes if process.alive}
+    async def _take_stock(self) -> Remains:
+        folders = {Path(process.services.run_dir) for process in self.machine.processes if process.alive}
         return Remains(
             await self.machine.snapshot(),
             Counter(getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks()),
@@ -202,12 +202,12 @@ class Trial:
         Raises:
             AssertionError: it never is; it says what is left.
         """
-        now = await self._look()
+        now = await self._take_stock()
         with suppress(TimeoutError):
             async with asyncio.timeout(DEADLINE_S):
                 while now.exceeds(before):
                     await self._settle()
-                    now = await self._look()
+                    now = await self._take_stock()
         assert not now.exceeds(before), f"this is left: {_difference(before, now)}; logged: {self.log[-12:]}"
         assert self.bugs() == []
 

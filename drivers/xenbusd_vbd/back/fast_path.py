@@ -30,7 +30,7 @@ _SHIFT = 9
 """From sectors to bytes."""
 
 
-class QuickPath:
+class FastPath:
     """The short way of one ring.
 
     Args:

@@ -10,7 +10,7 @@ import asyncio
 import errno
 from collections.abc import Awaitable, Callable, Sequence
 
-from xenbusd.api import BackendDevice, BackLink, ImageError, NodeValueError, Raw, State, boolean, unsigned
+from xenbusd.api import BackendDevice, BackLink, NodeValueError, Raw, ResourceError, State, boolean, unsigned
 from xenbusd_vbd.back.limits import Limits
 from xenbusd_vbd.back.server import BlockServer
 from xenbusd_vbd.image.engine import Engine
@@ -58,7 +58,7 @@ class LiveDisk:
         """Open the image for the first time; None if the process before us left the disk paused.
 
         Raises:
-            ImageError
+            ResourceError
         """
         own = self._dev.own
         if self._dev.adopted and await own.read("paused", boolean, default=False):
@@ -77,7 +77,7 @@ class LiveDisk:
                 for link, server in zip(links, servers, strict=True):
                     link.start(server.drain)
                 try:
-                    await self._dev.until_over()
+                    await self._dev.until_ended()
                     await self._outlast_frontend()
                 finally:
                     for task in tasks:
@@ -97,7 +97,7 @@ class LiveDisk:
         before = -1
         while (
             self._dev.seen.otherend is State.UNKNOWN
-            and (await self._dev.look()).own is not State.UNKNOWN
+            and (await self._dev.observe()).own is not State.UNKNOWN
             and counters["requests"] != before
             and not self._dev.stopping
             and loop.time() < deadline
@@ -153,8 +153,8 @@ class LiveDisk:
             if engine.sectors < self._sectors:
                 await engine.close()
                 small = f"its image has {engine.sectors} sectors now, and the guest knows {self._sectors}"
-                raise ImageError(small, errno.EFBIG)
-        except ImageError as error:
+                raise ResourceError(small, errno.EFBIG)
+        except ResourceError as error:
             self._tell(f"the disk stays paused: {error}")
             await self._dev.report(error)
             return
@@ -176,7 +176,7 @@ class LiveDisk:
                     continue
                 try:
                     await self._engine.refresh()
-                except ImageError as error:
+                except ResourceError as error:
                     self._tell(str(error))
                     continue
                 await self._grow(self._engine)

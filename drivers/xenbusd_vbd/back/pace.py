@@ -12,7 +12,7 @@ TRY_FIRST, TRY_LAST = 4, 64
 """Batches between two tries: at first, and after tries for nothing, each of which doubles it."""
 
 
-class Pace:
+class BatchSize:
     """The pace of one ring.
 
     Args:

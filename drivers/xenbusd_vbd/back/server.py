@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Callable
 
 from xenbusd.api import BackLink, Raw
-from xenbusd_vbd.back.fast_path import QuickPath
+from xenbusd_vbd.back.fast_path import FastPath
 from xenbusd_vbd.back.limits import Limits
-from xenbusd_vbd.back.pace import Pace
+from xenbusd_vbd.back.pace import BatchSize
 from xenbusd_vbd.back.pages import Pages, PersistentPages
 from xenbusd_vbd.image.engine import Engine, Job
 from xenbusd_vbd.protocol import (
@@ -35,8 +35,8 @@ wakes the frontend for itself."""
 CHUNK_BYTES = 256 << 10
 """Or as soon as so much data is moved: large requests take long, and a frontend has few of them under way."""
 
-LOOKS = 1000
-"""Looks at the ring for another request before answers are published, where `Pace` expects one: some 20 us."""
+POLLS = 1000
+"""Looks at the ring for another request before answers are published, where `BatchSize` expects one: some 20 us."""
 
 
 class BlockServer:
@@ -70,12 +70,12 @@ class BlockServer:
         self._pages = pages
         self._limits = limits
         self._indirect_segments = indirect_segments
-        self._quick: QuickPath | None = None
+        self._fast: FastPath | None = None
         if isinstance(pages, PersistentPages):
-            self._quick = QuickPath(abi, pages.mapped, pages.used, indirect_segments)
+            self._fast = FastPath(abi, pages.mapped, pages.used, indirect_segments)
         self._failed: Callable[[Request], None] | None = failed
         self._counters = link.counters
-        self._pace = Pace(CHUNK)
+        self._pace = BatchSize(CHUNK)
         self._jobs: deque[Job] = deque()
         """Taken and not answered, in the order of the ring."""
         self._held: list[Request] = []
@@ -90,7 +90,7 @@ class BlockServer:
         """Take requests, begin them, and publish what is answered. Return whether there may be more: a ring's worth at
         a time, and CHUNK that had to be looked for, so that other devices have their turn."""
         ring, pace, stride = self._ring, self._pace, self._abi.slot_bytes
-        quick = self._quick_now()
+        quick = self._fast_now()
         left, looks = ring.size, CHUNK
         gathered = moved = 0  # since answers were published
         while left > 0 and (looks or gathered):
@@ -99,7 +99,7 @@ class BlockServer:
                 if not gathered or not looks or quick is None or not pace.worth_waiting(gathered):
                     break
                 looks -= 1
-                if not ring.look(LOOKS):
+                if not ring.poll(POLLS):
                     break
                 continue
             left -= count
@@ -119,7 +119,7 @@ class BlockServer:
                         self._held += chunk
                     else:
                         self._begin(chunk)
-                    quick = self._quick_now()
+                    quick = self._fast_now()
                 gathered += size
                 if gathered >= CHUNK or moved >= CHUNK_BYTES:
                     self._publish(gathered, moved)
@@ -134,9 +134,9 @@ class BlockServer:
         self._link.publish()
         self._pace.published(gathered)
 
-    def _quick_now(self) -> QuickPath | None:
+    def _fast_now(self) -> FastPath | None:
         """The short way, if it may be taken: nobody is waited for, and the image needs no device."""
-        quick, engine = self._quick, self._engine
+        quick, engine = self._fast, self._engine
         if quick is None or engine is None or engine.at_once_fd < 0 or self._jobs or self._held:
             return None
         if self._paused or self._limits.active or self._pages.full:

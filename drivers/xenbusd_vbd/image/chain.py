@@ -15,7 +15,7 @@ import json
 import os
 from typing import Any
 
-from xenbusd.api import ImageError
+from xenbusd.api import ResourceError
 from xenbusd_vbd.image.formats import QEMU, Target, look_command
 from xenbusd_vbd.image.server import complaint, environ, find
 
@@ -33,13 +33,13 @@ async def check_chain(target: Target, *, allowed: bool) -> None:
         allowed: whether it may lead to other files (`backing_files` of the configuration).
 
     Raises:
-        ImageError: it is not of the stated format, leads to other files and may not, or to one without a format.
+        ResourceError: it is not of the stated format, leads to other files and may not, or to one without a format.
     """
     for _ in range(LENGTH_MAX):
-        info = await _look(target)
+        info = await _inspect(target)
         others = _others(target, info)
         if others and not allowed:
-            raise ImageError(
+            raise ResourceError(
                 f"{target} leads to another file, {others[0]}; if that is meant, write backing_files = true under "
                 "[drivers.vbd]",
                 errno.EPERM,
@@ -50,13 +50,13 @@ async def check_chain(target: Target, *, allowed: bool) -> None:
         if format == "raw":
             return
         if format not in QEMU or not path.startswith("/"):
-            raise ImageError(
+            raise ResourceError(
                 f"{target} has the backing file {path} of {f'format {format}' if format else 'no stated format'}; "
                 "state one with qemu-img rebase -u -F FORMAT -b /path",
                 errno.EINVAL,
             )
         target = Target(format, path, writable=False)
-    raise ImageError(f"{target}: over {LENGTH_MAX} images lie behind one another", errno.ELOOP)
+    raise ResourceError(f"{target}: over {LENGTH_MAX} images lie behind one another", errno.ELOOP)
 
 
 def _others(target: Target, info: dict[str, Any]) -> list[str]:
@@ -67,7 +67,7 @@ def _others(target: Target, info: dict[str, Any]) -> list[str]:
     return [name for name in named if name is not None and os.path.realpath(name) != os.path.realpath(target.path)]
 
 
-async def _look(target: Target) -> dict[str, Any]:
+async def _inspect(target: Target) -> dict[str, Any]:
     words = look_command(target)
     process = await asyncio.create_subprocess_exec(
         find(words[0]),
@@ -82,7 +82,7 @@ async def _look(target: Target) -> dict[str, Any]:
         async with asyncio.timeout(LOOK_S):
             out, said = await process.communicate()
     except TimeoutError:
-        raise ImageError(
+        raise ResourceError(
             f"qemu-img has looked at {target} for {LOOK_S:g} s and found no end", errno.ETIMEDOUT
         ) from None
     finally:

@@ -66,7 +66,7 @@ class Engine(ABC):
         """Look at the size again.
 
         Raises:
-            ImageError: the image cannot be looked at.
+            ResourceError: the image cannot be looked at.
         """
 
     @abstractmethod

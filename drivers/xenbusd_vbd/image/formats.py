@@ -13,7 +13,7 @@ import errno
 import re
 from typing import NamedTuple
 
-from xenbusd.api import ImageError
+from xenbusd.api import ResourceError
 
 QEMU = {
     "qcow2": "qcow2",
@@ -77,26 +77,26 @@ def check(target: Target) -> None:
     """See whether a target can be served at all, before anything is opened.
 
     Raises:
-        ImageError: the format is not known, the path is not absolute, or the mode does not go with the format.
+        ResourceError: the format is not known, the path is not absolute, or the mode does not go with the format.
     """
     if target.format not in formats():
         known = ", ".join(formats())
-        raise ImageError(f"format {target.format!r} is not served; write raw, {known}", errno.EINVAL)
+        raise ResourceError(f"format {target.format!r} is not served; write raw, {known}", errno.EINVAL)
     if "\0" in target.path:
-        raise ImageError("params: there is a NUL in it", errno.EINVAL)
+        raise ResourceError("params: there is a NUL in it", errno.EINVAL)
     if has_file(target.format) and not target.path.startswith("/"):
-        raise ImageError(f"{target}: write an absolute path, as in {target.format}:/srv/disk.img", errno.EINVAL)
+        raise ResourceError(f"{target}: write an absolute path, as in {target.format}:/srv/disk.img", errno.EINVAL)
     if target.format in WEB and not re.fullmatch(r"//[^\s/]+/\S+", target.path):
-        raise ImageError(f"{target}: write an address, as in {target.format}://host/disk.img", errno.EINVAL)
+        raise ResourceError(f"{target}: write an address, as in {target.format}://host/disk.img", errno.EINVAL)
     if target.writable and target.format in (*PACKED, *WEB):
-        raise ImageError(f"{target}: {target.format} can only be read; attach it with mode r", errno.EROFS)
+        raise ResourceError(f"{target}: {target.format} can only be read; attach it with mode r", errno.EROFS)
     if target.writable and target.shared and target.format in QEMU:
-        raise ImageError(
+        raise ResourceError(
             f"{target}: a {target.format} image cannot have two writers, who would destroy its tables; use mode w",
             errno.EINVAL,
         )
     if target.cache not in tuple(CACHES):
-        raise ImageError(f"image_cache is {target.cache!r}; write one of {', '.join(CACHES)}", errno.EINVAL)
+        raise ResourceError(f"image_cache is {target.cache!r}; write one of {', '.join(CACHES)}", errno.EINVAL)
     if target.format == "nbdkit":
         _words(target)
 
@@ -110,7 +110,7 @@ def command(target: Target, socket_path: str) -> list[str]:
     """The words of the command that serves a checked target on a UNIX socket, and ends at SIGTERM.
 
     Raises:
-        ImageError: it does not name what nbdkit may be asked for.
+        ResourceError: it does not name what nbdkit may be asked for.
     """
     if target.format in QEMU:
         return [
@@ -153,9 +153,9 @@ def _words(target: Target) -> list[str]:
     plugin, *parameters = words or [""]
     bad_filter = next((word for word in filters if word.removeprefix("--filter=") not in FILTERS), None)
     if bad_filter is not None:
-        raise ImageError(f"{target}: {bad_filter} is not one of {', '.join(sorted(FILTERS))}", errno.EINVAL)
+        raise ResourceError(f"{target}: {bad_filter} is not one of {', '.join(sorted(FILTERS))}", errno.EINVAL)
     if plugin not in PLUGINS:
-        raise ImageError(f"{target}: plugin {plugin!r} is not one of {', '.join(sorted(PLUGINS))}", errno.EINVAL)
+        raise ResourceError(f"{target}: plugin {plugin!r} is not one of {', '.join(sorted(PLUGINS))}", errno.EINVAL)
     if bad := [word for word in parameters if not re.fullmatch(r"[a-z][a-z0-9_.-]*=.*", word)]:
-        raise ImageError(f"{target}: {bad[0]!r} is no KEY=VALUE", errno.EINVAL)
+        raise ResourceError(f"{target}: {bad[0]!r} is no KEY=VALUE", errno.EINVAL)
     return [*filters, plugin, *parameters]

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from xenbusd.api import ImageError
+from xenbusd.api import ResourceError
 from xenbusd_vbd.image.chain import check_chain
 from xenbusd_vbd.image.engine import Engine
 from xenbusd_vbd.image.formats import NETWORK, QEMU, Target, check, formats
@@ -48,7 +48,7 @@ async def open_image_server(
         fence_s: how long to wait for an image that the server of the process before us still holds.
 
     Raises:
-        ImageError: the sentence says what is wrong, and what to do, or is the server's own.
+        ResourceError: the sentence says what is wrong, and what to do, or is the server's own.
     Blocks: the coroutine, until the server answers; never the event loop.
     """
     cache = options.get("image_cache", "writeback")
@@ -77,7 +77,7 @@ async def _lock(target: Target, socket_path: str, fence_s: float) -> ImageServer
     while True:
         try:
             return ImageServer(target, socket_path)
-        except ImageError as error:
+        except ResourceError as error:
             if error.errno != errno.EBUSY or time.monotonic() >= deadline:
                 raise
         await asyncio.sleep(AGAIN_S)

@@ -6,7 +6,7 @@ import errno
 import re
 from typing import NamedTuple
 
-from xenbusd.api import ImageError
+from xenbusd.api import ResourceError
 
 RAW = "raw"
 
@@ -26,12 +26,12 @@ def parse(text: str) -> Params:
     """Take a `params` value apart: "/path", "raw:/path", "qcow2:/path", "nbd://host/export".
 
     Raises:
-        ImageError: a raw image without an absolute path.
+        ResourceError: a raw image without an absolute path.
     """
     found = None if text.startswith("/") else _FORMAT.fullmatch(text)
     format, target = found.groups() if found else (RAW, text)
     if format == "aio":  # libxl's word for it
         format = RAW
     if format == RAW and not target.startswith("/"):
-        raise ImageError(f"params {text!r}: write an absolute path, as in raw:/srv/disk.img", errno.EINVAL)
+        raise ResourceError(f"params {text!r}: write an absolute path, as in raw:/srv/disk.img", errno.EINVAL)
     return Params(format, target)

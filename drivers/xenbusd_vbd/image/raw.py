@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from xenbusd.api import ImageError
+from xenbusd.api import ResourceError
 from xenbusd_vbd.image import traits
 from xenbusd_vbd.protocol import SECTOR
 
@@ -37,7 +37,7 @@ class Image:
         direct: pass the page cache by where a transfer is aligned and the file system can do it.
 
     Raises:
-        ImageError: it is not there, is no file or block device, may not be opened so, or is in use.
+        ResourceError: it is not there, is no file or block device, may not be opened so, or is in use.
     """
 
     def __init__(self, path: str, *, writable: bool, shared: bool = False, direct: bool = False) -> None:
@@ -49,9 +49,9 @@ class Image:
         try:
             self.fd = os.open(path, flags)
         except OSError as error:
-            raise ImageError(f"cannot open {path}: {error.strerror}", error.errno or errno.EIO) from error
+            raise ResourceError(f"cannot open {path}: {error.strerror}", error.errno or errno.EIO) from error
         try:
-            self.traits = traits.look(self.fd, path)
+            self.traits = traits.inspect(self.fd, path)
             if not shared:
                 self._lock()
             self.size_bytes = traits.size_bytes(self.fd, self.traits.is_device)
@@ -72,7 +72,7 @@ class Image:
         try:
             fcntl.flock(self.fd, (fcntl.LOCK_EX if self.writable else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ImageError(
+            raise ResourceError(
                 f"{self.path} is in use by another device or program; mode w! shares it all the same", errno.EBUSY
             ) from None
 
@@ -103,12 +103,12 @@ class Image:
         """Look at the size again.
 
         Raises:
-            ImageError: it cannot be had.
+            ResourceError: it cannot be had.
         """
         try:
             self.size_bytes = traits.size_bytes(self.fd, self.traits.is_device)
         except OSError as error:
-            raise ImageError(
+            raise ResourceError(
                 f"cannot tell how large {self.path} is: {error.strerror}", error.errno or errno.EIO
             ) from error
 

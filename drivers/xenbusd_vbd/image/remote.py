@@ -14,7 +14,7 @@ from collections import deque
 from contextlib import suppress
 from typing import Protocol
 
-from xenbusd.api import ImageError
+from xenbusd.api import ResourceError
 from xenbusd_vbd.image.engine import Engine, Finished, Job
 from xenbusd_vbd.image.unflushed import KeptWrites
 from xenbusd_vbd.nbd.client import NbdClient, write_message
@@ -64,21 +64,21 @@ class Source(Protocol):
         """Make a connection, and a server for it where that is ours to do; the one before is given up.
 
         Raises:
-            ImageError
+            ResourceError
         """
 
     async def inquire(self) -> Export:
         """Look what the export is like now, without touching the connection that there is.
 
         Raises:
-            ImageError
+            ResourceError
         """
 
     async def close(self) -> None:
         """End the server, if it is ours. Idempotent."""
 
 
-class _Errand:
+class _Pending:
     """A job on its way, a command at a time: a barrier has three. Without a job, a flush of our own."""
 
     __slots__ = ("command", "finished", "job", "later", "length", "mark", "message", "offset")
@@ -116,9 +116,9 @@ class NbdEngine(Engine):
         self._source = source
         self._log = log
         self._loop = asyncio.get_running_loop()
-        self._client: NbdClient[_Errand] | None = None
+        self._client: NbdClient[_Pending] | None = None
         """None while there is no server to send to."""
-        self._waiting: deque[_Errand] = deque()
+        self._waiting: deque[_Pending] = deque()
         """For a server; or, writes, for our own flush."""
         self._kept = KeptWrites()
         self._flushing = False
@@ -135,12 +135,12 @@ class NbdEngine(Engine):
         """Connect for the first time.
 
         Raises:
-            ImageError: there is no server, or it does not offer what the disk needs.
+            ResourceError: there is no server, or it does not offer what the disk needs.
         """
         sock, export = await self._source.open()
         try:
             self._accept(export)
-        except ImageError:
+        except ResourceError:
             sock.close()
             raise
         self._ready(NbdClient(sock, self._answered, self._lost))
@@ -150,15 +150,15 @@ class NbdEngine(Engine):
         flags = export.flags
         sectors = export.size_bytes // SECTOR
         if self.writable and flags & TransmissionFlags.READ_ONLY:
-            raise ImageError("the image server offers the image read-only; attach it with mode r", errno.EROFS)
+            raise ResourceError("the image server offers the image read-only; attach it with mode r", errno.EROFS)
         if export.maximum < REQUEST_MAX:
-            raise ImageError(
+            raise ResourceError(
                 f"the image server takes at most {export.maximum} bytes in a request, and a guest may send "
                 f"{REQUEST_MAX}; raise its limit",
                 errno.EINVAL,
             )
         if sectors < self.sectors:
-            raise ImageError(f"the image has shrunk from {self.sectors} to {sectors} sectors", errno.EINVAL)
+            raise ResourceError(f"the image has shrunk from {self.sectors} to {sectors} sectors", errno.EINVAL)
         self.sectors = sectors
         if self._known:
             return  # the rest has been published, and stays as it is
@@ -169,7 +169,7 @@ class NbdEngine(Engine):
         power_of_two = export.preferred & (export.preferred - 1) == 0
         self.discard_granularity = max(SECTOR, export.preferred if power_of_two else 0, export.minimum)
 
-    def _ready(self, client: NbdClient[_Errand]) -> None:
+    def _ready(self, client: NbdClient[_Pending]) -> None:
         client.answered = self._answered
         self._client = client
         self._since = self._loop.time()
@@ -197,15 +197,15 @@ class NbdEngine(Engine):
             self._client.send()
         return done
 
-    def _errand(self, job: Job, finished: Finished) -> _Errand | None:
+    def _errand(self, job: Job, finished: Finished) -> _Pending | None:
         """What has to be done for a job; None if nothing."""
         request = job.request
         op, offset, length = request.op, request.sector * SECTOR, request.sectors * SECTOR
         if op == BLKIF_READ:
-            return _Errand(job, finished, READ, offset, length)
+            return _Pending(job, finished, READ, offset, length)
         if op == DISCARD:
             first = min(length, TRIM_MAX)
-            errand = _Errand(job, finished, TRIM, offset, first)
+            errand = _Pending(job, finished, TRIM, offset, first)
             errand.later = (offset + first, length - first)
             return errand if length else None
         commands: tuple[int, ...] = (WRITE,) if length else ()
@@ -213,13 +213,13 @@ class NbdEngine(Engine):
             commands = (FLUSH, *commands, *((FLUSH,) if op == WRITE_BARRIER and length else ()))
         if not commands:
             return None  # a server that does not know flushes has no cache to flush
-        errand = _Errand(job, finished, commands[0], offset, length)
+        errand = _Pending(job, finished, commands[0], offset, length)
         errand.later = commands[1:]
         if length:
             errand.message = write_message(offset, job.buffers)
         return errand
 
-    def _begin(self, errand: _Errand) -> None:
+    def _begin(self, errand: _Pending) -> None:
         """Send a command, or have it wait. The caller calls `send`."""
         client = self._client
         if client is None or (errand.command == WRITE and self._kept.bytes >= KEPT_MAX):
@@ -244,7 +244,7 @@ class NbdEngine(Engine):
 
     # Answers.
 
-    def _answered(self, answers: list[tuple[_Errand, int]]) -> None:
+    def _answered(self, answers: list[tuple[_Pending, int]]) -> None:
         """Take what the server has answered, a batch at a time: go on with what is not finished, deliver what is."""
         client = self._client
         batches: dict[Finished, list[Job]] = {}
@@ -265,9 +265,9 @@ class NbdEngine(Engine):
     def _flush_when_due(self) -> None:
         if self._kept.bytes >= KEPT_MAX // 2 and not self._flushing:
             self._flushing = True
-            self._begin(_Errand(None, _nobody, FLUSH))
+            self._begin(_Pending(None, _nobody, FLUSH))
 
-    def _settle(self, errand: _Errand, job: Job, error: int) -> bool:
+    def _settle(self, errand: _Pending, job: Job, error: int) -> bool:
         """Take the answer to one command; return whether the job is done."""
         command = errand.command
         if error:
@@ -298,7 +298,7 @@ class NbdEngine(Engine):
         self._begin(errand)
         return False
 
-    def _flushed(self, errand: _Errand, error: int) -> None:
+    def _flushed(self, errand: _Pending, error: int) -> None:
         """A flush of our own is done. If it failed, what it was for is as good as lost, and no copy would mend it."""
         self._flushing = False
         self._flush_failed = self._flush_failed or bool(error)
@@ -332,7 +332,7 @@ class NbdEngine(Engine):
                 try:
                     client = await self._connect_again()
                     break
-                except (ImageError, OSError) as error:
+                except (ResourceError, OSError) as error:
                     self._log.warning("image_server.failed", error=str(error), again_in_s=round(self._pause_s, 1))
                 await asyncio.sleep(self._pause_s)
                 self._pause_s = min(self._pause_s * 2, PAUSE_MAX_S)
@@ -342,17 +342,17 @@ class NbdEngine(Engine):
         self._log.info("image_server.back", outage_s=round(self._loop.time() - began, 3))
         self._ready(client)
 
-    async def _connect_again(self) -> NbdClient[_Errand]:
+    async def _connect_again(self) -> NbdClient[_Pending]:
         """Connect, and write again what the server before had answered and may have lost: one after the other, for they
         may overlap."""
         sock, export = await self._source.open()
         try:
             self._accept(export)
-        except ImageError:
+        except ResourceError:
             sock.close()
             raise
         replay = _Replay()
-        client: NbdClient[_Errand] = NbdClient(sock, replay.answered, replay.lost)
+        client: NbdClient[_Pending] = NbdClient(sock, replay.answered, replay.lost)
         try:
             for message in self._kept:
                 await replay.ask(client, message)
@@ -407,16 +407,16 @@ class _Replay:
     def __init__(self) -> None:
         self._answer: asyncio.Future[int] | None = None
 
-    async def ask(self, client: NbdClient[_Errand], message: bytearray) -> None:
+    async def ask(self, client: NbdClient[_Pending], message: bytearray) -> None:
         answer = self._answer = asyncio.get_running_loop().create_future()
         client.write(_REPLAYED, message)
         client.send()
         if client.over:
             raise _gone_again("it does not take what is sent")
         if error := await answer:
-            raise ImageError(f"writing again what the server before had taken fails with error {error}", error)
+            raise ResourceError(f"writing again what the server before had taken fails with error {error}", error)
 
-    def answered(self, answers: list[tuple[_Errand, int]]) -> None:
+    def answered(self, answers: list[tuple[_Pending, int]]) -> None:
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(answers[0][1])
 
@@ -425,8 +425,8 @@ class _Replay:
             self._answer.set_exception(_gone_again(reason))
 
 
-def _gone_again(reason: str) -> ImageError:
-    return ImageError(f"the image server has gone again: {reason}", errno.ECONNRESET)
+def _gone_again(reason: str) -> ResourceError:
+    return ResourceError(f"the image server has gone again: {reason}", errno.ECONNRESET)
 
 
 def _nobody(jobs: list[Job]) -> None:
@@ -434,4 +434,4 @@ def _nobody(jobs: list[Job]) -> None:
     del jobs
 
 
-_REPLAYED = _Errand(None, _nobody, WRITE)
+_REPLAYED = _Pending(None, _nobody, WRITE)

@@ -19,7 +19,7 @@ import subprocess
 import time
 from contextlib import suppress
 
-from xenbusd.api import ImageError
+from xenbusd.api import ResourceError
 from xenbusd_vbd.image.formats import PACKAGES, Target, command, has_file
 from xenbusd_vbd.nbd.address import Address
 from xenbusd_vbd.nbd.client_handshake import Export, dial, inquire
@@ -67,8 +67,8 @@ class RemoteServer:
     async def close(self) -> None:
         """Nothing is ours."""
 
-    def _silent(self) -> ImageError:
-        return ImageError(f"the NBD server at {self._address} has not answered for {ANSWER_S:g} s", errno.ETIMEDOUT)
+    def _silent(self) -> ResourceError:
+        return ResourceError(f"the NBD server at {self._address} has not answered for {ANSWER_S:g} s", errno.ETIMEDOUT)
 
 
 class ImageServer:
@@ -101,7 +101,7 @@ class ImageServer:
                     sock, export = await self._remote.open()
                     os.chmod(self._socket_path, 0o600)
                     return sock, export
-                except ImageError as error:
+                except ResourceError as error:
                     if error.errno not in (errno.ENOENT, errno.ECONNREFUSED) or time.monotonic() > deadline:
                         await process.ended_within(LOOK_S)
                         raise explained(self._target, process, error) from None
@@ -144,7 +144,7 @@ class ServerProcess:
         keep_fds: descriptors that it gets from us.
 
     Raises:
-        ImageError: the program is not there.
+        ResourceError: the program is not there.
     """
 
     def __init__(self, words: list[str], keep_fds: tuple[int, ...]) -> None:
@@ -172,7 +172,7 @@ class ServerProcess:
             self._pidfd = os.pidfd_open(self._process.pid)
         except OSError as error:
             os.close(self._stderr)
-            raise ImageError(f"cannot run {program}: {error.strerror}", error.errno or errno.EIO) from error
+            raise ResourceError(f"cannot run {program}: {error.strerror}", error.errno or errno.EIO) from error
         finally:
             os.close(writing)
         self.pid = self._process.pid
@@ -226,12 +226,12 @@ def find(program: str) -> str:
     """Where a program is.
 
     Raises:
-        ImageError: it is not installed.
+        ResourceError: it is not installed.
     """
     path = shutil.which(program, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/bin:/sbin:/bin")
     if path is None:
         package = PACKAGES[program]
-        raise ImageError(f"{program} is not installed: as root, apt-get install {package}", errno.ENOPKG)
+        raise ResourceError(f"{program} is not installed: as root, apt-get install {package}", errno.ENOPKG)
     return path
 
 
@@ -247,7 +247,7 @@ def take_lock(target: Target) -> int | None:
     The server inherits the descriptor, and so the lock is held for as long as either of us lives.
 
     Raises:
-        ImageError: it is not there, is no file or block device, may not be opened so, or is in use.
+        ResourceError: it is not there, is no file or block device, may not be opened so, or is in use.
     """
     if not has_file(target.format):
         return None
@@ -255,30 +255,30 @@ def take_lock(target: Target) -> int | None:
     try:
         fd = os.open(target.path, flags)
     except OSError as error:
-        raise ImageError(f"cannot open {target.path}: {error.strerror}", error.errno or errno.EIO) from error
+        raise ResourceError(f"cannot open {target.path}: {error.strerror}", error.errno or errno.EIO) from error
     try:
         mode = os.fstat(fd).st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
-            raise ImageError(f"{target.path} is neither a regular file nor a block device", errno.EINVAL)
+            raise ResourceError(f"{target.path} is neither a regular file nor a block device", errno.EINVAL)
         if not target.shared:
             fcntl.flock(fd, (fcntl.LOCK_EX if target.writable else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
-        raise ImageError(f"{target.path} is in use by another device or program", errno.EBUSY) from None
+        raise ResourceError(f"{target.path} is in use by another device or program", errno.EBUSY) from None
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def explained(target: Target, process: ServerProcess, error: ImageError) -> ImageError:
+def explained(target: Target, process: ServerProcess, error: ResourceError) -> ResourceError:
     """What went wrong at the connection, and, where the server has said something, that as well."""
     if not process.tail:
         return error
     return complaint(target, process.program, process.status or 0, f"{process.tail} ({error})")
 
 
-def complaint(target: Target, program: str, status: int, words: str) -> ImageError:
+def complaint(target: Target, program: str, status: int, words: str) -> ResourceError:
     """The error that a program's last words stand for."""
     codes = {
         "lock": errno.EBUSY,
@@ -291,4 +291,4 @@ def complaint(target: Target, program: str, status: int, words: str) -> ImageErr
     }
     code = next((number for sign, number in codes.items() if sign in words), errno.EIO)
     why = words or (f"signal {-status}" if status < 0 else f"status {status}, and no word")
-    return ImageError(f"{program} cannot serve {target}: {why}", code)
+    return ResourceError(f"{program} cannot serve {target}: {why}", code)

@@ -14,7 +14,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from xenbusd.api import ImageError
+from xenbusd.api import ResourceError
 from xenbusd_vbd.protocol import SECTOR
 
 _BLKGETSIZE64 = 0x80081272
@@ -53,18 +53,18 @@ class Traits:
     secure_erase: bool
 
 
-def look(fd: int, path: str) -> Traits:
+def inspect(fd: int, path: str) -> Traits:
     """Find out what an open target is like.
 
     Raises:
-        ImageError: it is neither a regular file nor a block device.
+        ResourceError: it is neither a regular file nor a block device.
     Blocks: for some reads of sysfs.
     """
     status = os.fstat(fd)
     if stat.S_ISBLK(status.st_mode):
         return _device(fd, status.st_rdev)
     if not stat.S_ISREG(status.st_mode):
-        raise ImageError(f"{path} is neither a regular file nor a block device", errno.EINVAL)
+        raise ResourceError(f"{path} is neither a regular file nor a block device", errno.EINVAL)
     kind = _file_system(fd)
     queue = _queue(_folder(status.st_dev))  # of the device below; not there for file systems that have several
     return Traits(

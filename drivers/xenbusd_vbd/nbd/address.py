@@ -9,7 +9,7 @@ import errno
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from xenbusd.api import ImageError
+from xenbusd.api import ResourceError
 
 PORT = 10809
 """Assigned to NBD by IANA."""
@@ -41,16 +41,16 @@ def parse_address(format: str, rest: str) -> Address:
         rest: "unix:/path", "unix:/path:exportname=NAME", "//host[:port][/export]"; "///[export]?socket=/path".
 
     Raises:
-        ImageError: it is none of these.
+        ResourceError: it is none of these.
     """
     whole = f"{format}:{rest}"
     try:
         address = _socket(rest) if rest.startswith("unix:") else _uri(whole)
     except ValueError as error:
         examples = "nbd:unix:/run/nbd.sock, nbd://host:10809/export or nbd+unix:///export?socket=/run/nbd.sock"
-        raise ImageError(f"params {whole!r}: {error}; write {examples}", errno.EINVAL) from None
+        raise ResourceError(f"params {whole!r}: {error}; write {examples}", errno.EINVAL) from None
     if len(address.export.encode()) > NAME_MAX:
-        raise ImageError(f"params: an export's name has at most {NAME_MAX} bytes", errno.ENAMETOOLONG)
+        raise ResourceError(f"params: an export's name has at most {NAME_MAX} bytes", errno.ENAMETOOLONG)
     return address
 
 

@@ -15,7 +15,7 @@ import struct
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from xenbusd.api import ImageError
+from xenbusd.api import ResourceError
 from xenbusd_vbd.nbd.address import Address
 from xenbusd_vbd.nbd.wire import (
     CLIENT_FLAGS,
@@ -78,12 +78,12 @@ async def dial(address: Address) -> tuple[socket.socket, Export]:
     """Connect to a server, up to its first request.
 
     Raises:
-        ImageError: there is no server, no such export, or what answers breaks the protocol.
+        ResourceError: there is no server, no such export, or what answers breaks the protocol.
     Blocks: for as long as the server likes; the caller sets a deadline.
     """
     sock = await _connect(address)
     try:
-        export = await _haggle(sock, address)
+        export = await _negotiate(sock, address)
     except BaseException:
         sock.close()
         raise
@@ -94,12 +94,12 @@ async def inquire(address: Address) -> Export:
     """Ask what an export is like now, on a connection of its own.
 
     Raises:
-        ImageError: as `dial`.
+        ResourceError: as `dial`.
     Blocks: as `dial`.
     """
     sock = await _connect(address)
     with sock:
-        return await _haggle(sock, address, go=False)
+        return await _negotiate(sock, address, go=False)
 
 
 async def _connect(address: Address) -> socket.socket:
@@ -114,7 +114,7 @@ async def _connect(address: Address) -> socket.socket:
         return await _connect_to(found[-1][0], found[-1][4])
     except OSError as error:
         code = error.errno if error.errno and error.errno > 0 else errno.EHOSTUNREACH  # getaddrinfo's are negative
-        raise ImageError(f"no NBD server answers at {address}: {error.strerror or error}", code) from error
+        raise ResourceError(f"no NBD server answers at {address}: {error.strerror or error}", code) from error
 
 
 async def _connect_to(family: int, where: Any) -> socket.socket:
@@ -141,17 +141,17 @@ def _tune(sock: socket.socket, family: int) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_S * 1000)
 
 
-async def _haggle(sock: socket.socket, address: Address, *, go: bool = True) -> Export:
+async def _negotiate(sock: socket.socket, address: Address, *, go: bool = True) -> Export:
     try:
-        return await Haggle(sock, address).export(go)
+        return await Negotiate(sock, address).export(go)
     except OSError as error:
-        raise ImageError(
+        raise ResourceError(
             f"the NBD server at {address} left during the handshake: {error.strerror or error}",
             error.errno or errno.ECONNRESET,
         ) from error
 
 
-class Haggle:
+class Negotiate:
     """One handshake.
 
     Args:
@@ -168,7 +168,7 @@ class Haggle:
         """Ask about the export; with `go`, its requests may follow.
 
         Raises:
-            ImageError: the server refuses, or breaks the protocol.
+            ResourceError: the server refuses, or breaks the protocol.
             OSError: the connection has ended.
         """
         passwd, magic, flags = GREETING.unpack(await self._receive(GREETING.size))
@@ -218,15 +218,15 @@ class Haggle:
             raise self._breach(f"block sizes of {minimum}, {preferred} and {maximum} cannot be")
         return Export(size, TransmissionFlags(flags), minimum, preferred, maximum)
 
-    def _refusal(self, kind: int, data: bytes) -> ImageError:
+    def _refusal(self, kind: int, data: bytes) -> ResourceError:
         number = kind & ~(1 << 31)
         why = _ERRORS.get(number, f"answers with error {number}")
         words = data[:256].decode(errors="backslashreplace")
         sentence = f"the NBD server at {self._address} {why}" + (f": {words}" if words else "")
-        return ImageError(sentence, errno.ENXIO if number == 6 else errno.EPROTO)
+        return ResourceError(sentence, errno.ENXIO if number == 6 else errno.EPROTO)
 
-    def _breach(self, what: str) -> ImageError:
-        return ImageError(f"what answers at {self._address} breaks the NBD protocol: {what}", errno.EPROTO)
+    def _breach(self, what: str) -> ResourceError:
+        return ResourceError(f"what answers at {self._address} breaks the NBD protocol: {what}", errno.EPROTO)
 
     async def _send(self, data: bytes) -> None:
         await self._loop.sock_sendall(self._sock, data)

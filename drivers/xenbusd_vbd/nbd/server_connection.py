@@ -252,7 +252,7 @@ class NbdConnection(asyncio.BufferedProtocol):
     def _take(self, transport: asyncio.Transport) -> None:
         """Take the messages that the buffer holds, until it ends or there is no room for the next one's answer."""
         self._stalled = False
-        if self._handshake is not None and not self._haggle(self._handshake, transport):
+        if self._handshake is not None and not self._negotiate(self._handshake, transport):
             return
         if self._payload is not None:
             if self._payload_end < len(self._payload):
@@ -291,13 +291,13 @@ class NbdConnection(asyncio.BufferedProtocol):
             else:
                 self._submit(command, handle, offset, length, bool(flags & FLAG_FUA))
 
-    def _haggle(self, handshake: Handshake, transport: asyncio.Transport) -> bool:
+    def _negotiate(self, handshake: Handshake, transport: asyncio.Transport) -> bool:
         """Go on with the handshake; return whether requests may follow."""
         used, reply = handshake.feed(self._view[self._begin : self._end])
         self._begin += used
         if reply:
             transport.write(reply)
-        if handshake.stage is Stage.HAGGLING:
+        if handshake.stage is Stage.NEGOTIATING:
             return False
         self._handshake = None
         self._structured = handshake.structured

@@ -39,7 +39,7 @@ OPTIONS_MAX = 64
 class Stage(Enum):
     """How far a handshake is."""
 
-    HAGGLING = "haggling"
+    NEGOTIATING = "haggling"
     TRANSMISSION = "transmission"
     OVER = "over"
 
@@ -47,11 +47,11 @@ class Stage(Enum):
 class Handshake:
     """One client's fixed newstyle handshake.
 
-    Send `greeting`, then feed what arrives until `stage` is no longer HAGGLING.
+    Send `greeting`, then feed what arrives until `stage` is no longer NEGOTIATING.
     """
 
     def __init__(self, offer: Offer) -> None:
-        self.stage = Stage.HAGGLING
+        self.stage = Stage.NEGOTIATING
         self.structured = False
         """Whether READ must be answered with structured replies."""
         self._offer = offer
@@ -85,7 +85,7 @@ class Handshake:
                 raise WireError(f"client flags {flags:#x} hold bits that we did not offer")
             self._client_flags = flags
             used = CLIENT_FLAGS.size
-        while self.stage is Stage.HAGGLING and len(data) - used >= OPTION.size:
+        while self.stage is Stage.NEGOTIATING and len(data) - used >= OPTION.size:
             magic, option, length = OPTION.unpack_from(data, used)
             if magic != IHAVEOPT:
                 raise WireError(f"an option begins with {magic:#x}, not with IHAVEOPT")

@@ -37,7 +37,7 @@ async def pair(machine: Machine) -> AsyncIterator[tuple[Process, Process, Device
     back = await machine.start(DOM0, EchoBackend)
     guest = await machine.start(GUEST, EchoFrontend)
     id = machine.id("echo")
-    before, files = await machine.snapshot(), set(os.listdir(guest.around.run_dir))
+    before, files = await machine.snapshot(), set(os.listdir(guest.services.run_dir))
     await machine.attach(id)
     await machine.connected(id)
     yield back, guest, id
@@ -47,7 +47,7 @@ async def pair(machine: Machine) -> AsyncIterator[tuple[Process, Process, Device
             await process.settle()
             assert process.devices == []
     assert await machine.snapshot() == before
-    assert set(os.listdir(guest.around.run_dir)) == files
+    assert set(os.listdir(guest.services.run_dir)) == files
 
 
 # -- the honest pair ---------------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ async def test_a_device_that_goes_while_no_backend_runs_leaves_nothing(machine: 
     id = machine.id("echo")
     await machine.attach(id)
     await machine.connected(id)
-    run_dir = Path(back.around.run_dir)
+    run_dir = Path(back.services.run_dir)
     journal = run_dir / f"{id.log_name}.ring"
     assert journal.exists()
     await back.kill()

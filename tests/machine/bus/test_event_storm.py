@@ -39,7 +39,7 @@ async def test_an_event_storm_is_throttled(machine: Machine) -> None:
     began = asyncio.get_running_loop().time()
     thread.start()
     try:
-        reader, writer = await asyncio.open_unix_connection(guest.around.run_dir + "/echo-0.sock")
+        reader, writer = await asyncio.open_unix_connection(guest.services.run_dir + "/echo-0.sock")
         for number in range(300):
             writer.write(b"line %d\n" % number)
             assert await reader.readline() == b"LINE %d\n" % number

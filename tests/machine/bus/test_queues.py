@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.doubles.echo import GUEST, ask
-from xenbusd.api import Backend, BackendDevice, BackLink, DeviceOver, Frontend, FrontendDevice, FrontLink, unsigned
+from xenbusd.api import Backend, BackendDevice, BackLink, ConnectionEnded, Frontend, FrontendDevice, FrontLink, unsigned
 from xenbusd.bus.device import Device
 from xenbusd.bus.paths import DeviceId
 from xenbusd.bus.state import State
@@ -75,7 +75,7 @@ class ManyFrontend(Frontend, device_class="many"):
             following = asyncio.create_task(follow())
             try:
                 await dev.connected()
-                await dev.until_over()
+                await dev.until_ended()
             finally:
                 following.cancel()
 
@@ -198,7 +198,7 @@ async def by_hand(machine: Machine, backend: type[Backend] = ManyBackend) -> Asy
 
 def journals(process: Process) -> list[str]:
     """The journals that are in a process's run directory."""
-    return sorted(path.name for path in Path(process.around.run_dir).glob("*.ring*"))
+    return sorted(path.name for path in Path(process.services.run_dir).glob("*.ring*"))
 
 
 def many(count: int) -> Callable[[Hand], None]:
@@ -319,7 +319,7 @@ async def test_t15_one_journal_lost_is_all_lost(machine: Machine, lost: int, log
     async with by_hand(machine) as (back, hand):
         await hand.connect()
         await back.kill()
-        Path(back.around.run_dir, journals(back)[lost]).unlink()
+        Path(back.services.run_dir, journals(back)[lost]).unlink()
         for ring in hand.rings:
             send(ring, b"between")
         successor = await machine.start(DOM0, ManyBackend)
@@ -368,7 +368,7 @@ async def test_t34_nothing_is_republished_once_it_is_over(machine: Machine, end:
         await hand.connect()
         dev = back.device(hand.peer.id)
         await end(machine, hand.peer.id)
-        with pytest.raises(DeviceOver):
+        with pytest.raises(ConnectionEnded):
             await dev.republish({"size": 5})
         assert await hand.peer.read("size") in (b"1", None)
         assert await hand.peer.read("state") != b"4"
@@ -408,5 +408,5 @@ async def test_links_that_are_closed_answer_no_calls(machine: Machine) -> None:
             await machine.start(DOM0)
             await machine.write(id.backend_path, state="6")
             for task in waiting:
-                with pytest.raises(DeviceOver):
+                with pytest.raises(ConnectionEnded):
                     await task

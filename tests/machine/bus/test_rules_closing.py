@@ -399,7 +399,7 @@ async def test_t58_an_error_is_left_where_tools_look(echo: Half) -> None:
     errno, _, text = (await echo.machine.store.read(path)).partition(b" ")
     assert errno == b"22"
     assert text.startswith(b"the frontend's req_prod 4000000 ")
-    assert (await toolstack.look(echo.machine.store, echo.id)).backend_error == f"22 {text.decode()}"
+    assert (await toolstack.observe(echo.machine.store, echo.id)).backend_error == f"22 {text.decode()}"
     await echo.peer.write(State.INITIALISING)
     with await echo.connect() as ring:
         assert await ask(ring, b"well") == [b"well"]

@@ -553,14 +553,14 @@ async def test_t12_a_storm_of_watch_events_is_one_dirty_flag(machine: Machine) -
         watch = one.dev._watch
         assert isinstance(watch, Watch)
         looks, most = 0, 0
-        look = one.dev.look
+        observe = one.dev.observe
 
         async def counted() -> Any:
             nonlocal looks, most
             looks, most = looks + 1, max(most, len(watch._hints))
-            return await look()
+            return await observe()
 
-        one.dev.look = counted  # type: ignore[method-assign]
+        one.dev.observe = counted  # type: ignore[method-assign]
         state = f"{one.peer.path}/state"
         rounds, each = 6, 200
         for number in range(rounds):

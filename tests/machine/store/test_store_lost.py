@@ -39,7 +39,7 @@ async def test_connected_devices_outlive_their_store(machine: Machine, who: str)
     seen = await machine.connected(id)
     assert (seen.backend, seen.frontend) == (State.CONNECTED, State.CONNECTED)
     assert dom0.states(id, "backend") == ["Initialising", "InitWait", "Connected"]
-    reader, writer = await asyncio.open_unix_connection(guest.around.run_dir + "/echo-0.sock")
+    reader, writer = await asyncio.open_unix_connection(guest.services.run_dir + "/echo-0.sock")
     writer.write(b"still there\n")
     assert await reader.readline() == b"STILL THERE\n"
     writer.close()

@@ -46,7 +46,7 @@ async def run(*argv: str, status: int = 0) -> str:
 
 def uri(guest: Process) -> str:
     """The disk's NBD address."""
-    return f"nbd+unix:///?socket={guest.around.run_dir}/vbd-{DEVID}.sock"
+    return f"nbd+unix:///?socket={guest.services.run_dir}/vbd-{DEVID}.sock"
 
 
 async def told(guest: Process) -> dict[str, Any]:

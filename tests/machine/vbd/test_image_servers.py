@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.doubles.nbd_bench import Lines, job, until
-from xenbusd.api import ImageError
+from xenbusd.api import ResourceError
 from xenbusd_vbd.image.engine import Job
 from xenbusd_vbd.image.opening import open_image_server
 from xenbusd_vbd.image.remote import NbdEngine
@@ -272,7 +272,7 @@ async def test_the_server_dies_with_its_owner(opened: Callable[..., Any], tmp_pa
         assert owner.stdout is not None
         async with asyncio.timeout(60):
             pid = int(await owner.stdout.readline())
-            with pytest.raises(ImageError, match="in use"):
+            with pytest.raises(ResourceError, match="in use"):
                 await opened("qcow2", image)
             pidfd = os.pidfd_open(pid)
             owner.kill()
@@ -297,7 +297,7 @@ async def test_a_raw_image_with_a_header_is_raw_bytes(opened: Callable[..., Any]
     disk = await opened("nbdkit", f"file file={raw}")
     assert await disk.read(0, 65536) == raw.read_bytes()[:65536]
     assert disk.engine.sectors == SIZE // 512
-    with pytest.raises(ImageError, match="leads to another file, /etc/shadow"):
+    with pytest.raises(ResourceError, match="leads to another file, /etc/shadow"):
         await opened("qcow2", header)
 
 
@@ -306,7 +306,7 @@ async def test_a_wrong_format_is_not_served(opened: Callable[..., Any], tmp_path
     """A raw file is none of them, and the sentence names the program, the format and the file."""
     raw = tmp_path / "raw"
     raw.write_bytes(b"\1" * SIZE)
-    with pytest.raises(ImageError) as caught:
+    with pytest.raises(ResourceError) as caught:
         await opened(format, raw)
     assert f"qemu-img cannot serve {format}:{raw}" in str(caught.value)
 
@@ -318,7 +318,7 @@ async def test_a_corrupt_image(opened: Callable[..., Any], tmp_path: Path) -> No
     data = bytearray(image.read_bytes())
     data[40:48] = b"\xff" * 8  # where the L1 table is
     image.write_bytes(data)
-    with pytest.raises(ImageError, match="L1 table"):
+    with pytest.raises(ResourceError, match="L1 table"):
         await opened("qcow2", image)
 
 
@@ -333,7 +333,7 @@ async def test_an_image_in_use_by_qemu(opened: Callable[..., Any], tmp_path: Pat
     assert user.stdout is not None
     user.stdin.write(b"write 0 4k\n")
     await user.stdout.readline()
-    with pytest.raises(ImageError, match="lock") as caught:
+    with pytest.raises(ResourceError, match="lock") as caught:
         await opened("qcow2", image)
     assert caught.value.errno == 16
     shared = await opened("qcow2", image, writable=False, shared=True)
@@ -366,13 +366,13 @@ async def test_packed_images(opened: Callable[..., Any], tmp_path: Path, referen
     for format in ("xz", "gz"):
         disk = await opened(format, tmp_path / f"a.{format}", writable=False)
         assert await disk.read(0, 1 << 20) == reference
-    with pytest.raises(ImageError, match="not an xz file"):
+    with pytest.raises(ResourceError, match="not an xz file"):
         await opened("xz", tmp_path / "a.gz", writable=False)
 
 
 async def test_an_image_on_the_web_that_is_not_there(opened: Callable[..., Any]) -> None:
     """curl's words are in the error."""
-    with pytest.raises(ImageError, match="Couldn't connect"):
+    with pytest.raises(ResourceError, match="Couldn't connect"):
         await opened("http", "//127.0.0.1:1/disk.img", writable=False)
 
 

@@ -594,7 +594,7 @@ async def test_the_pair_moves_data(machine: Machine, target: Path) -> None:
 async def test_the_pair_seen_by_an_nbd_client(machine: Machine, image: Path) -> None:
     """A program in the guest finds the disk at the device's socket, which is gone with the device."""
     async with pair(machine, image) as disk:
-        path = Path(disk.guest.around.run_dir) / f"vbd-{DEVID}.sock"
+        path = Path(disk.guest.services.run_dir) / f"vbd-{DEVID}.sock"
         client = await NbdClient.connect(str(path))
         client.lengths[1] = PAGE
         client.writer.write(wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, wire.Command.READ, 1, 65536, PAGE))
@@ -652,7 +652,7 @@ async def test_requests_outlive_a_backend_that_is_killed(
         await disk.guest.settle()
         assert not any(task.done() for task in in_ring + tasks)
         if journal == "lost":
-            Path(disk.back.around.run_dir, f"{disk.id.log_name}.ring").unlink()
+            Path(disk.back.services.run_dir, f"{disk.id.log_name}.ring").unlink()
         await machine.start(DOM0, VbdBackend, options={"vbd": ordered})
         assert await asyncio.gather(*in_ring, *tasks, *overwrites) == [0] * 182
         assert await disk.read(PAGE * 200, PAGE) == bytes([31]) * PAGE

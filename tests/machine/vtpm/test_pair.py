@@ -42,7 +42,7 @@ pytestmark = pytest.mark.skipif(tpm.lacking() is not None, reason=tpm.lacking() 
 
 def tools(guest: Process, machine: Machine, name: str = "work") -> Tools:
     """tpm2-tools in the guest."""
-    return Tools(Path(guest.around.run_dir) / "vtpm-0.sock", machine.folder / name)
+    return Tools(Path(guest.services.run_dir) / "vtpm-0.sock", machine.folder / name)
 
 
 def swtpms(folder: Path) -> list[int]:

@@ -194,7 +194,7 @@ async def running(arbiter: Arbiter, *, until: Callable[[], bool], hints: bool = 
         async with asyncio.timeout(20):
             while not until():
                 if hints:
-                    arbiter.poke()
+                    arbiter.wake()
                 await asyncio.sleep(0)
                 assert not task.done(), task.exception()
     finally:

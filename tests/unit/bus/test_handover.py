@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from xenbusd.bus.handover import Handover, forget, identity, journal_path
-from xenbusd.errors import DeviceOver
+from xenbusd.errors import ConnectionEnded
 
 RING = identity([8, 9], 3)
 PAGES, SLOT = 2, 112
@@ -25,17 +25,17 @@ def test_a_ring_that_was_left_or_is_in_order_is_gone_on_with(tmp_path: Path, in_
     first = Handover(path_of(tmp_path))
     first.begin(RING, PAGES, SLOT, in_order=in_order)
     if left:
-        first.leave()
+        first.mark_clean()
     first.close()
     second = Handover(path_of(tmp_path))
-    second.go_on(RING, PAGES, SLOT)
+    second.adopt(RING, PAGES, SLOT)
     second.close()
     third = Handover(path_of(tmp_path))
     if in_order:
-        third.go_on(RING, PAGES, SLOT)
+        third.adopt(RING, PAGES, SLOT)
     else:
-        with pytest.raises(DeviceOver, match="out of order"):
-            third.go_on(RING, PAGES, SLOT)
+        with pytest.raises(ConnectionEnded, match="out of order"):
+            third.adopt(RING, PAGES, SLOT)
     third.close()
 
 
@@ -43,8 +43,8 @@ def test_a_ring_of_a_driver_that_was_killed_and_promised_nothing(tmp_path: Path)
     """It may have answered out of order: the device is to close."""
     Handover(path_of(tmp_path)).begin(RING, PAGES, SLOT, in_order=False)
     heir = Handover(path_of(tmp_path))
-    with pytest.raises(DeviceOver, match="out of order"):
-        heir.go_on(RING, PAGES, SLOT)
+    with pytest.raises(ConnectionEnded, match="out of order"):
+        heir.adopt(RING, PAGES, SLOT)
     heir.close()
 
 
@@ -56,16 +56,16 @@ def test_another_rings_journal(tmp_path: Path, ring: int, pages: int, sentence: 
     """Other grants, another port, another size: refused, and the file is let go of all the same."""
     Handover(path_of(tmp_path)).begin(RING, PAGES, SLOT, in_order=True)
     heir = Handover(path_of(tmp_path))
-    with pytest.raises(DeviceOver, match=sentence) as caught:
-        heir.go_on(ring, pages, SLOT)
+    with pytest.raises(ConnectionEnded, match=sentence) as caught:
+        heir.adopt(ring, pages, SLOT)
     heir.close()  # as in `connect`, while the exception and its frames live
     del caught
 
 
 def test_no_journal(tmp_path: Path) -> None:
     """/run was cleared, or the daemon is of another version: nothing to go on with."""
-    with pytest.raises(DeviceOver, match="no journal"):
-        Handover(path_of(tmp_path)).go_on(RING, PAGES, SLOT)
+    with pytest.raises(ConnectionEnded, match="no journal"):
+        Handover(path_of(tmp_path)).adopt(RING, PAGES, SLOT)
 
 
 def test_a_connection_that_ends_in_order_leaves_no_file(tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
-from xenbusd.bus.link import LOOK_ROUNDS, BackLink
+from xenbusd.bus.link import POLL_ROUNDS, BackLink
 from xenbusd.ids import Port
 from xenbusd.ring.layout import Raw, RingFormat
-from xenbusd.ring.polling import FAITH_MAX, SLEEPS
+from xenbusd.ring.polling import MISSES_MAX, SLEEPS
 
 FORMAT = RingFormat(64, Raw, Raw)
 
@@ -27,7 +27,7 @@ class Ring:
         self.there = 0
         self.unanswered = 0
 
-    def look(self, times: int) -> bool:
+    def poll(self, times: int) -> bool:
         """Find one if there is one to come."""
         assert times > 0
         self.acts.append("look")
@@ -54,7 +54,7 @@ class Fixture:
         host = SimpleNamespace(grants=None, events=events)
         self.errors: list[BaseException] = []
         dev: Any = SimpleNamespace(
-            counters=Counter(), around=SimpleNamespace(host=host, ports=self.ports), fail=self.errors.append
+            counters=Counter(), services=SimpleNamespace(host=host, ports=self.ports), fail=self.errors.append
         )
         ring: Any = self.ring
         self.link: BackLink[Raw, Raw] = BackLink(dev, ring, Port(7), FORMAT, lambda: None)
@@ -86,12 +86,12 @@ async def test_next_request_is_seen_before_sleeping() -> None:
 
 
 async def test_looks_for_nothing_end() -> None:
-    """After FAITH_MAX looks for nothing there are none, but for one in SLEEPS; one that finds brings them
+    """After MISSES_MAX looks for nothing there are none, but for one in SLEEPS; one that finds brings them
     back."""
     fixture = Fixture()
-    looks = [fixture.request().count("look") for _ in range(FAITH_MAX + 2 * SLEEPS)]
-    assert looks[:FAITH_MAX] == [1] * FAITH_MAX
-    assert looks[FAITH_MAX:] == 2 * [*[0] * (SLEEPS - 1), 1]
+    looks = [fixture.request().count("look") for _ in range(MISSES_MAX + 2 * SLEEPS)]
+    assert looks[:MISSES_MAX] == [1] * MISSES_MAX
+    assert looks[MISSES_MAX:] == 2 * [*[0] * (SLEEPS - 1), 1]
     for _ in range(SLEEPS - 1):
         assert fixture.request(followed_by=1) == ["drain", "rest", "unmask"]
     assert fixture.request(followed_by=1).count("look") == 2
@@ -116,8 +116,8 @@ async def test_nobody_looks_while_requests_are_under_way() -> None:
 async def test_the_loop_has_its_turn() -> None:
     """A frontend that always sends another request in time does not keep the daemon from everything else."""
     fixture = Fixture()
-    acts = fixture.request(followed_by=3 * LOOK_ROUNDS)
-    assert acts == ["drain", "unmask", *["look", "drain"] * LOOK_ROUNDS]
+    acts = fixture.request(followed_by=3 * POLL_ROUNDS)
+    assert acts == ["drain", "unmask", *["look", "drain"] * POLL_ROUNDS]
     for _ in range(4):
         await asyncio.sleep(0)
     assert fixture.acts[-1] == "rest"

@@ -10,7 +10,7 @@ import pytest
 
 from xenbusd.bus.device import Device
 from xenbusd.bus.page import BackPage
-from xenbusd.errors import DeviceOver
+from xenbusd.errors import ConnectionEnded
 from xenbusd.ids import Port
 
 
@@ -34,7 +34,7 @@ class _Dev:
     """As much of a device."""
 
     def __init__(self) -> None:
-        self.around = _Around()
+        self.services = _Around()
         self.counters: dict[str, int] = {}
         self.details: Any = None
 
@@ -63,13 +63,13 @@ def test_no_note_no_going_on(tmp_path: Path, left: bytes) -> None:
     """What is no note, or that of another page, says nothing of this one."""
     (tmp_path / "note").write_bytes(left)
     page = link(tmp_path / "note", 7)
-    with pytest.raises(DeviceOver, match="left no note of this page"):
+    with pytest.raises(ConnectionEnded, match="left no note of this page"):
         page.recall()
     page.close()
     other = link(tmp_path / "other", 8)
     other.taken = True
     same_file = link(tmp_path / "other", 7)
-    with pytest.raises(DeviceOver):
+    with pytest.raises(ConnectionEnded):
         same_file.recall()
     other.close()
     same_file.close()
@@ -80,4 +80,4 @@ def test_closing_twice_is_closing_once(tmp_path: Path) -> None:
     page = link(tmp_path / "note", 7)
     page.close()
     page.close()
-    assert cast("Any", page.dev).around.gone == [("detached", 5), ("unbound", 5)]
+    assert cast("Any", page.dev).services.gone == [("detached", 5), ("unbound", 5)]

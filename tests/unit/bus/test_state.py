@@ -13,8 +13,8 @@ from xenbusd.bus.state import (
     Seen,
     Side,
     State,
-    backend_over,
-    frontend_over,
+    backend_end_reason,
+    frontend_end_reason,
     may_switch,
     parse_state,
 )
@@ -24,12 +24,12 @@ UNKNOWN, INITIALISING, INIT_WAIT, INITIALISED, CONNECTED, CLOSING, CLOSED, RECON
 
 def back(own: State, otherend: State, written: State, *, online: bool = True) -> str | None:
     """What a backend makes of a look."""
-    return backend_over(Seen(own, otherend, online, None), written)
+    return backend_end_reason(Seen(own, otherend, online, None), written)
 
 
 def front(own: State, otherend: State, written: State, *, online: bool = True) -> str | None:
     """What a frontend makes of a look."""
-    return frontend_over(Seen(own, otherend, online, None), written)
+    return frontend_end_reason(Seen(own, otherend, online, None), written)
 
 
 def test_states_have_xens_numbers_and_names() -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from xenbusd import log
 from xenbusd.bus.backend import BackendDevice
-from xenbusd.bus.device import Device, Surroundings
+from xenbusd.bus.device import Device, Services
 from xenbusd.bus.paths import DeviceId
 from xenbusd.bus.ports import Ports
 from xenbusd.bus.state import Seen, Side, State
@@ -43,12 +43,12 @@ class Control:
 
     path: str
     daemon: FakeDaemon
-    around: Surroundings
+    services: Services
     server: ControlServer
 
     def add(self, id: DeviceId) -> BackendDevice:
         """One more device."""
-        dev = BackendDevice(self.around, id)
+        dev = BackendDevice(self.services, id)
         self.daemon.devices.append(dev)
         return dev
 
@@ -67,7 +67,7 @@ class Control:
 @pytest.fixture
 async def control(tmp_path: Path) -> AsyncIterator[Control]:
     """A listening control socket of a daemon without devices."""
-    around = Surroundings(
+    services = Services(
         store=cast("Any", SimpleNamespace(connected=True)),
         host=cast("Any", SimpleNamespace(name="sim:/run/host")),
         ports=Ports(cast("Any", None)),
@@ -76,10 +76,10 @@ async def control(tmp_path: Path) -> AsyncIterator[Control]:
         run_dir=str(tmp_path),
     )
     daemon = FakeDaemon()
-    server = ControlServer(daemon, around, DOM0)
+    server = ControlServer(daemon, services, DOM0)
     path = str(tmp_path / "control.sock")
     await server.listen(path)
-    yield Control(path, daemon, around, server)
+    yield Control(path, daemon, services, server)
     await server.close()
 
 
@@ -210,7 +210,7 @@ async def test_only_its_owner_may_open_it(control: Control) -> None:
 
 async def test_a_second_daemon_is_refused(control: Control) -> None:
     """While the first one answers; which goes on."""
-    second = ControlServer(FakeDaemon(), control.around, DOM0)
+    second = ControlServer(FakeDaemon(), control.services, DOM0)
     with pytest.raises(UsageError) as caught:
         await second.listen(control.path)
     assert control.path in str(caught.value)
@@ -223,9 +223,9 @@ async def test_a_socket_left_behind_is_replaced(control: Control) -> None:
     left = str(Path(control.path).with_name("left.sock"))
     with closing(socket.socket(socket.AF_UNIX)) as dead:
         dead.bind(left)
-    server = ControlServer(control.daemon, control.around, DOM0)
+    server = ControlServer(control.daemon, control.services, DOM0)
     await server.listen(left)
-    assert "ok" in await Control(left, control.daemon, control.around, server).ask({"command": "list"})
+    assert "ok" in await Control(left, control.daemon, control.services, server).ask({"command": "list"})
     await server.close()
 
 
@@ -234,7 +234,7 @@ async def test_another_file_is_left_alone(control: Control) -> None:
     path = Path(control.path).with_name("notes.txt")
     path.write_text("keep me")
     with pytest.raises(UsageError):
-        await ControlServer(control.daemon, control.around, DOM0).listen(str(path))
+        await ControlServer(control.daemon, control.services, DOM0).listen(str(path))
     assert path.read_text() == "keep me"
 
 

@@ -51,7 +51,7 @@ async def test_a_grant_that_is_kept() -> None:
 
     class Hoarder(EchoFrontend, device_class="echo"):
         async def run(self, dev: FrontendDevice) -> None:
-            kept.append(dev.around.host.grants.share(dev.otherend.domid, 1))
+            kept.append(dev.services.host.grants.share(dev.otherend.domid, 1))
             await super().run(dev)
 
     class Hoarding(Echo):
@@ -169,7 +169,7 @@ async def test_a_pair_that_only_connects() -> None:
             await dev.advertise(feature_upper=1)
             await dev.otherend.read("request-upper", boolean, default=False)
             async with dev.connect(RING):
-                await dev.until_over()
+                await dev.until_ended()
 
     class Idling(Echo):
         backend = Idle

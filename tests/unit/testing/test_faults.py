@@ -129,8 +129,8 @@ async def test_scribbling_spares_what_is_others(machine: Machine) -> None:
     """Pages that were there before are left alone; the others are not what they were."""
     front = Faults(seed=3)
     process = await machine.start(GUEST, faults=front)
-    first = process.around.host.grants.share(DOM0, 1)
-    second = process.around.host.grants.share(DOM0, 1)
+    first = process.services.host.grants.share(DOM0, 1)
+    second = process.services.host.grants.share(DOM0, 1)
     for _ in range(6):
         front.scribble(0, shares_before=1)
     assert not any(first.view)

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from xenbusd.ids import PAGE_SIZE
-from xenbusd_vbd.back.fast_path import QuickPath
+from xenbusd_vbd.back.fast_path import FastPath
 from xenbusd_vbd.protocol import FLUSH_DISKCACHE, OKAY, READ, WRITE, X86_32, X86_64, Abi, pack_segments
 
 PAGES = 16
@@ -38,7 +38,7 @@ class Bench:
         self.fd = fd
         self.pages = {gref: memoryview(bytearray(bytes([gref]) * PAGE_SIZE)) for gref in (100, 101)}
         self.used: deque[tuple[int, ...]] = deque()
-        self.quick = QuickPath(abi, self.pages, self.used, 256)
+        self.quick = FastPath(abi, self.pages, self.used, 256)
 
     def answer(self, *slots: bytes, first: int = 0, ops: int = 2, sectors: int = SECTORS) -> list[tuple[int, int, int]]:
         """Have it do slots; its answers, parsed."""

@@ -39,22 +39,22 @@ class Bench:
         pages: Any = None
         self.server = server.BlockServer(link, X86_64, None, pages, Limits())
         self.to_come = 0
-        self.in_vain = 0
+        self.miss = 0
         self._id = 0
-        monkeypatch.setattr(self.server, "_quick_now", lambda: AtOnce(bytes_each))
-        monkeypatch.setattr(BackRing, "look", self._looker())
+        monkeypatch.setattr(self.server, "_fast_now", lambda: AtOnce(bytes_each))
+        monkeypatch.setattr(BackRing, "poll", self._looker())
 
     def _looker(self) -> Callable[[BackRing, int], bool]:
-        def look(_: BackRing, times: int) -> bool:
-            assert times == server.LOOKS
+        def poll(_: BackRing, times: int) -> bool:
+            assert times == server.POLLS
             if not self.to_come:
-                self.in_vain += 1
+                self.miss += 1
                 return False
             self.to_come -= 1
             self._send(1)
             return True
 
-        return look
+        return poll
 
     def _send(self, count: int) -> None:
         for _ in range(count):
@@ -63,7 +63,7 @@ class Bench:
 
     def serve(self, count: int, *, to_come: int = 0) -> list[int]:
         """Send requests, of which `to_come` more follow as they are looked for. Return the ids answered meanwhile."""
-        self.link.published = self.in_vain = 0
+        self.link.published = self.miss = 0
         self.to_come = to_come
         self._send(count)
         assert not self.server.drain()
@@ -74,23 +74,23 @@ def test_answers_are_gathered_while_more_requests_come(monkeypatch: pytest.Monke
     """One by one, up to CHUNK; then they are published together."""
     bench = Bench(monkeypatch)
     assert bench.serve(1, to_come=server.CHUNK - 1) == list(range(server.CHUNK))
-    assert (bench.link.published, bench.in_vain) == (1, 0)
+    assert (bench.link.published, bench.miss) == (1, 0)
 
 
 def test_a_frontend_that_waits_is_answered_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once it is known that nothing more comes, nothing more is waited for."""
     bench = Bench(monkeypatch)
     bench.serve(1)
-    assert bench.in_vain == 1
+    assert bench.miss == 1
     assert bench.serve(1) == [1]
-    assert (bench.link.published, bench.in_vain) == (1, 0)
+    assert (bench.link.published, bench.miss) == (1, 0)
 
 
 def test_large_requests_are_not_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
     """A MiB is published by itself, whatever else comes."""
     bench = Bench(monkeypatch, MIB)
     assert bench.serve(1, to_come=1) == [0]
-    assert bench.in_vain == 0
+    assert bench.miss == 0
 
 
 def test_others_have_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:

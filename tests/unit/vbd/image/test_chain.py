@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.doubles.programs import install, qemu_img
-from xenbusd.api import ImageError
+from xenbusd.api import ResourceError
 from xenbusd_vbd.image import chain as image_chain
 from xenbusd_vbd.image.chain import check_chain
 from xenbusd_vbd.image.formats import Target
@@ -48,7 +48,7 @@ async def test_an_image_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 async def test_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, info: dict[str, object]) -> None:
     """It is named, and the option that allows it."""
     install(tmp_path, monkeypatch, "qemu-img", qemu_img({"/top": info}))
-    with pytest.raises(ImageError, match=r"/etc/shadow; .* backing_files = true") as caught:
+    with pytest.raises(ResourceError, match=r"/etc/shadow; .* backing_files = true") as caught:
         await check_chain(TOP, allowed=False)
     assert caught.value.errno == errno.EPERM
     await check_chain(TOP, allowed=True)
@@ -73,7 +73,7 @@ async def test_every_step_has_its_format(
     if sentence is None:
         await check_chain(TOP, allowed=True)
     else:
-        with pytest.raises(ImageError, match=sentence):
+        with pytest.raises(ResourceError, match=sentence):
             await check_chain(TOP, allowed=True)
 
 
@@ -81,6 +81,6 @@ async def test_a_look_that_finds_no_end(tmp_path: Path, monkeypatch: pytest.Monk
     """An extent may be a pipe: qemu-img is killed after a while."""
     monkeypatch.setattr(image_chain, "LOOK_S", 0.05)
     install(tmp_path, monkeypatch, "qemu-img", "import signal\nsignal.pause()\n")
-    with pytest.raises(ImageError, match="found no end") as caught:
+    with pytest.raises(ResourceError, match="found no end") as caught:
         await check_chain(TOP, allowed=True)
     assert caught.value.errno == errno.ETIMEDOUT

@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from xenbusd.api import ImageError
+from xenbusd.api import ResourceError
 from xenbusd_vbd.image.formats import QEMU, Target, check, command, formats, has_file, look_command
 
 
@@ -89,7 +89,7 @@ def test_nbdkit(target: Target, words: list[str]) -> None:
 )
 def test_what_is_refused(target: Target, sentence: str, code: int) -> None:
     """Before anything is opened, by a sentence that says what to write."""
-    with pytest.raises(ImageError) as caught:
+    with pytest.raises(ResourceError) as caught:
         check(target)
     assert sentence in str(caught.value)
     assert caught.value.errno == code

@@ -13,7 +13,7 @@ import pytest
 from tests.doubles.memory_disk import MemoryDisk
 from tests.doubles.nbd_bench import HANDSHAKE, Bench, Lines, job
 from tests.doubles.programs import SERVER, install, qemu_img
-from xenbusd.api import ImageError
+from xenbusd.api import ResourceError
 from xenbusd_vbd.image.engine import Engine
 from xenbusd_vbd.image.formats import Target
 from xenbusd_vbd.image.opening import open_image_server
@@ -53,7 +53,7 @@ async def test_an_engine(image: str, tmp_path: Path) -> None:
     """With the size that the server tells; it lets go of the image when it is closed."""
     engine = await open_it("qcow2", image, tmp_path)
     assert (engine.sectors, engine.writable) == (2048, True)
-    with pytest.raises(ImageError, match="in use"):
+    with pytest.raises(ResourceError, match="in use"):
         await open_it("qcow2", image, tmp_path)
     await engine.close()
     engine = await open_it("qcow2", image, tmp_path)
@@ -77,7 +77,7 @@ async def test_what_is_refused(
     image: str, tmp_path: Path, format: str, path: str, options: dict[str, object], sentence: str
 ) -> None:
     """By one sentence; and nothing of it is left."""
-    with pytest.raises(ImageError, match=sentence):
+    with pytest.raises(ResourceError, match=sentence):
         await open_it(format, path.replace("IMAGE", image), tmp_path, **options)
     assert not (tmp_path / "s").exists()
 
@@ -85,11 +85,11 @@ async def test_what_is_refused(
 async def test_a_refusal_frees_the_image(tmp_path: Path, image: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether qemu-img or qemu-nbd has refused it."""
     install(tmp_path / "bin", monkeypatch, "qemu-img", qemu_img({}))
-    with pytest.raises(ImageError, match="not in that format"):
+    with pytest.raises(ResourceError, match="not in that format"):
         await open_it("qcow2", image, tmp_path)
     install(tmp_path / "bin", monkeypatch, "qemu-img", qemu_img({image: {}}))
     install(tmp_path / "bin", monkeypatch, "qemu-nbd", "import sys; sys.exit('it is corrupt')")
-    with pytest.raises(ImageError, match="corrupt") as caught:
+    with pytest.raises(ResourceError, match="corrupt") as caught:
         await open_it("qcow2", image, tmp_path)
     assert caught.value.errno == errno.EUCLEAN
     os.close(take_lock(Target("qcow2", image, True)) or -1)
@@ -100,7 +100,7 @@ async def test_an_image_that_leads_elsewhere(tmp_path: Path, image: str, monkeyp
     info = {"backing-filename": "/etc/shadow", "backing-filename-format": "raw"}
     install(tmp_path / "bin", monkeypatch, "qemu-img", qemu_img({image: info}))
     for said in ({}, {"backing_files": "no"}, {"backing_files": False}):
-        with pytest.raises(ImageError, match="backing_files"):
+        with pytest.raises(ResourceError, match="backing_files"):
             await open_it("qcow2", image, tmp_path, **said)
     engine = await open_it("qcow2", image, tmp_path, backing_files=True)
     await engine.close()
@@ -110,7 +110,7 @@ async def test_a_successor_waits(tmp_path: Path, image: str) -> None:
     """The server of the process before us may still put its tables in order."""
     held = take_lock(Target("qcow2", image, True))
     assert held is not None
-    with pytest.raises(ImageError, match="in use"):
+    with pytest.raises(ResourceError, match="in use"):
         await open_it("qcow2", image, tmp_path, fence_s=0.1)
     waiting = asyncio.create_task(open_it("qcow2", image, tmp_path, fence_s=60.0))
     await asyncio.sleep(0)

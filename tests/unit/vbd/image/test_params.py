@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from xenbusd.errors import ImageError
+from xenbusd.errors import ResourceError
 from xenbusd_vbd.image.params import RAW, Params, parse
 
 
@@ -33,6 +33,6 @@ def test_parse(text: str, expected: Params) -> None:
 @pytest.mark.parametrize("text", ["", "disk.img", "raw:disk.img", "aio:", "raw:", "QCOW2:/srv/x", "q-2:/srv/x", ":/x"])
 def test_no_absolute_path(text: str) -> None:
     """What names no absolute path and states no format is refused with how to write it."""
-    with pytest.raises(ImageError, match="write an absolute path, as in raw:/srv/disk") as caught:
+    with pytest.raises(ResourceError, match="write an absolute path, as in raw:/srv/disk") as caught:
         parse(text)
     assert caught.value.errno == errno.EINVAL

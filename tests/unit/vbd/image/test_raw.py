@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from xenbusd.errors import ImageError
+from xenbusd.errors import ResourceError
 from xenbusd_vbd.image.raw import Image
 
 SIZE = 1 << 20
@@ -219,7 +219,10 @@ def test_read_only(path: Path) -> None:
 @pytest.mark.parametrize(("first", "second"), [(True, True), (True, False), (False, True)])
 def test_a_second_user_is_kept_out(path: Path, first: bool, second: bool) -> None:
     """Who writes is alone; the message shows the way out."""
-    with closing(Image(str(path), writable=first)), pytest.raises(ImageError, match=r"in use by another.*w!") as caught:
+    with (
+        closing(Image(str(path), writable=first)),
+        pytest.raises(ResourceError, match=r"in use by another.*w!") as caught,
+    ):
         Image(str(path), writable=second)
     assert caught.value.errno == errno.EBUSY
 
@@ -248,7 +251,7 @@ def test_closing_gives_the_lock_back(path: Path) -> None:
 def test_a_lock_that_was_refused_leaves_nothing_open(image: Image, path: Path) -> None:
     """Who was kept out holds no descriptor of the file."""
     before = os.listdir("/proc/self/fd")
-    with pytest.raises(ImageError):
+    with pytest.raises(ResourceError):
         Image(str(path), writable=True)
     assert os.listdir("/proc/self/fd") == before
     assert image.fd >= 0
@@ -257,7 +260,7 @@ def test_a_lock_that_was_refused_leaves_nothing_open(image: Image, path: Path) -
 @pytest.mark.parametrize("writable", [True, False])
 def test_missing(tmp_path: Path, writable: bool) -> None:
     """A missing file is named, with the system's word for it, and is not created."""
-    with pytest.raises(ImageError, match=r"cannot open .*/none.img: No such file") as caught:
+    with pytest.raises(ResourceError, match=r"cannot open .*/none.img: No such file") as caught:
         Image(str(tmp_path / "none.img"), writable=writable)
     assert caught.value.errno == errno.ENOENT
     assert not list(tmp_path.iterdir())
@@ -266,7 +269,7 @@ def test_missing(tmp_path: Path, writable: bool) -> None:
 @pytest.mark.parametrize(("writable", "code"), [(True, errno.EISDIR), (False, errno.EINVAL)])
 def test_a_directory(tmp_path: Path, writable: bool, code: int) -> None:
     """A directory is no image, to write or to read."""
-    with pytest.raises(ImageError, match=r"directory|neither a regular file") as caught:
+    with pytest.raises(ResourceError, match=r"directory|neither a regular file") as caught:
         Image(str(tmp_path), writable=writable)
     assert caught.value.errno == code
 
@@ -275,11 +278,11 @@ def test_a_directory(tmp_path: Path, writable: bool, code: int) -> None:
 def test_a_fifo(tmp_path: Path, writable: bool) -> None:
     """A FIFO is refused at once, without waiting for who might write to it."""
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(ImageError, match="neither a regular file nor a block device"):
+    with pytest.raises(ResourceError, match="neither a regular file nor a block device"):
         Image(str(tmp_path / "fifo"), writable=writable)
 
 
 def test_a_character_device() -> None:
     """/dev/null is no disk."""
-    with pytest.raises(ImageError, match="neither a regular file nor a block device"):
+    with pytest.raises(ResourceError, match="neither a regular file nor a block device"):
         Image("/dev/null", writable=True)

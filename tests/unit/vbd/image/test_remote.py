@@ -11,7 +11,7 @@ import pytest
 
 from tests.doubles.memory_disk import MemoryDisk
 from tests.doubles.nbd_bench import GREETING, Bench, export_info, job, scripted, sizes_info, told, until
-from xenbusd.api import ImageError
+from xenbusd.api import ResourceError
 from xenbusd_vbd.image import remote as nbd_engine
 from xenbusd_vbd.nbd.wire import Option, TransmissionFlags, simple_reply
 from xenbusd_vbd.protocol import (
@@ -110,7 +110,7 @@ async def test_a_server_that_will_not_do(tmp_path: Path, infos: tuple[bytes, ...
     """Read-only where the disk is to be written, or too small requests: an error at once, not later at the guest."""
     bench = Bench(tmp_path, MemoryDisk(SIZE))
     async with scripted(bench.address.path, GREETING, told(Option.INFO, *infos), told(Option.GO, infos[0])):
-        with pytest.raises(ImageError, match=sentence):
+        with pytest.raises(ResourceError, match=sentence):
             await bench.engine()
 
 

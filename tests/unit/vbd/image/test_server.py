@@ -13,7 +13,7 @@ import pytest
 
 from tests.doubles.nbd_bench import HANDSHAKE, until
 from tests.doubles.programs import SERVER, install
-from xenbusd.api import ImageError
+from xenbusd.api import ResourceError
 from xenbusd_vbd.image import server as image_process
 from xenbusd_vbd.image.formats import Target
 from xenbusd_vbd.image.server import ImageServer, RemoteServer, complaint, environ, find, take_lock
@@ -123,7 +123,7 @@ async def test_why_it_did_not_start(
     """The server's own words are in the error, the last of them if there are many; nothing is left of it."""
     install(tmp_path / "bin", monkeypatch, "qemu-nbd", program)
     image = ImageServer(target, str(tmp_path / "s"))
-    with pytest.raises(ImageError) as caught:
+    with pytest.raises(ResourceError) as caught:
         await image.open()
     assert sentence in str(caught.value)
     assert target.path in str(caught.value)
@@ -136,7 +136,7 @@ async def test_one_that_never_answers(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(image_process, "START_S", 0.2)
     install(tmp_path / "bin", monkeypatch, "qemu-nbd", "import signal\nsignal.pause()\n")
     image = ImageServer(target, str(tmp_path / "s"))
-    with pytest.raises(ImageError, match="no NBD server answers"):
+    with pytest.raises(ResourceError, match="no NBD server answers"):
         await image.open()
     assert image.pid is None
     await image.close()
@@ -146,14 +146,14 @@ async def test_the_lock_is_the_servers_too(tmp_path: Path, monkeypatch: pytest.M
     """When its owner is gone, nobody gets at the image before the server has ended."""
     install(tmp_path / "bin", monkeypatch, "qemu-nbd", server())
     image = ImageServer(target, str(tmp_path / "s"))
-    with pytest.raises(ImageError, match="in use") as caught:
+    with pytest.raises(ResourceError, match="in use") as caught:
         take_lock(target)
     assert caught.value.errno == errno.EBUSY
     sock, _ = await image.open()
     assert image._lock is not None
     os.close(image._lock)
     image._lock = None
-    with pytest.raises(ImageError, match="in use"):
+    with pytest.raises(ResourceError, match="in use"):
         take_lock(target)
     sock.close()
     await image.close()
@@ -167,14 +167,14 @@ def test_locks(target: Target) -> None:
     reader = target._replace(writable=False)
     fds = [take_lock(reader), take_lock(reader)]
     assert take_lock(target._replace(writable=False, shared=True)) is not None
-    with pytest.raises(ImageError, match="in use"):
+    with pytest.raises(ResourceError, match="in use"):
         take_lock(target)
     for fd in fds:
         assert fd is not None
         assert fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
         os.close(fd)
     for path, sentence in (("/nonexistent/x", "cannot open"), ("/dev/null", "neither"), ("/", "cannot open")):
-        with pytest.raises(ImageError, match=sentence):
+        with pytest.raises(ResourceError, match=sentence):
             take_lock(target._replace(path=path))
     assert take_lock(Target("nbdkit", "memory size=1M", True)) is None
 
@@ -183,7 +183,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     """With Debian's package."""
     monkeypatch.setattr("shutil.which", lambda *_args, **_kwargs: None)
     for program, package in (("qemu-nbd", "qemu-utils"), ("nbdkit", "nbdkit"), ("setpriv", "util-linux")):
-        with pytest.raises(ImageError, match=f"{program} is not installed: as root, apt-get install {package}"):
+        with pytest.raises(ResourceError, match=f"{program} is not installed: as root, apt-get install {package}"):
             find(program)
     del tmp_path
 
@@ -221,7 +221,7 @@ async def test_somebody_elses_server_that_says_nothing(tmp_path: Path, monkeypat
         listener.listen()
         remote = RemoteServer(Address(path=path))
         for ask in (remote.open, remote.inquire):
-            with pytest.raises(ImageError, match="has not answered"):
+            with pytest.raises(ResourceError, match="has not answered"):
                 await ask()
     await remote.close()
 

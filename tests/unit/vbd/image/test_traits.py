@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from xenbusd.errors import ImageError
+from xenbusd.errors import ResourceError
 from xenbusd_vbd.image import traits
 
 SIZE = 1 << 20
@@ -43,7 +43,7 @@ def device(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[int
 
 def test_a_file(file: int) -> None:
     """It has the blocks of the device below, and discards as its file system does them."""
-    found = traits.look(file, "it")
+    found = traits.inspect(file, "it")
     assert not found.is_device
     assert not found.in_memory
     assert not found.on_network
@@ -58,14 +58,14 @@ def test_a_file_in_memory() -> None:
     if not os.access("/dev/shm", os.W_OK):
         pytest.skip("there is no tmpfs at /dev/shm")
     with tempfile.TemporaryFile(dir="/dev/shm") as file:
-        assert traits.look(file.fileno(), "it").in_memory
+        assert traits.inspect(file.fileno(), "it").in_memory
 
 
 def test_a_device(device: tuple[int, int]) -> None:
     """Sectors, size, and what the queue says of discards; a loop device on a file makes holes, and erases nothing
     securely."""
     fd, sector = device
-    found = traits.look(fd, "it")
+    found = traits.inspect(fd, "it")
     assert found.is_device
     assert (found.logical_block_bytes, found.physical_sector_bytes) == (sector, sector)
     assert found.discards
@@ -79,7 +79,7 @@ def test_what_is_neither(tmp_path: Path) -> None:
     for path in (tmp_path, Path("/dev/null")):
         fd = os.open(path, os.O_RDONLY)
         try:
-            with pytest.raises(ImageError, match="it is neither a regular file nor a block device"):
-                traits.look(fd, "it")
+            with pytest.raises(ResourceError, match="it is neither a regular file nor a block device"):
+                traits.inspect(fd, "it")
         finally:
             os.close(fd)

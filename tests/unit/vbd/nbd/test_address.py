@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from xenbusd.api import ImageError
+from xenbusd.api import ResourceError
 from xenbusd_vbd.nbd.address import Address, parse_address
 
 
@@ -49,7 +49,7 @@ def test_addresses(format: str, rest: str, address: Address) -> None:
 )
 def test_what_is_no_address(format: str, rest: str) -> None:
     """It is refused by a sentence about params."""
-    with pytest.raises(ImageError, match="params"):
+    with pytest.raises(ResourceError, match="params"):
         parse_address(format, rest)
 
 

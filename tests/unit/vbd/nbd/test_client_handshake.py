@@ -17,7 +17,7 @@ from tests.doubles.nbd_bench import (
     sizes_info,
     told,
 )
-from xenbusd.api import ImageError
+from xenbusd.api import ResourceError
 from xenbusd_vbd.nbd import wire
 from xenbusd_vbd.nbd.address import Address
 from xenbusd_vbd.nbd.client_handshake import REPLIES_MAX, dial, inquire
@@ -103,16 +103,16 @@ async def test_what_cannot_be_is_refused(
     """Nothing that the server says is believed unchecked; the error says what was wrong and where."""
     address = Address(path=str(tmp_path / "nbd"))
     async with scripted(address.path, greeting, *answers), asyncio.timeout(60):
-        with pytest.raises(ImageError, match=sentence) as caught:
+        with pytest.raises(ResourceError, match=sentence) as caught:
             await dial(address)
     assert str(address) in str(caught.value)
 
 
 async def test_nobody_there(tmp_path: Path) -> None:
     """The errno tells whether there is no socket, or nobody listens at it."""
-    with pytest.raises(ImageError, match="no NBD server answers") as caught:
+    with pytest.raises(ResourceError, match="no NBD server answers") as caught:
         await dial(Address(path=str(tmp_path / "nbd")))
     assert caught.value.errno == errno.ENOENT
-    with pytest.raises(ImageError, match="no NBD server answers") as caught:
+    with pytest.raises(ResourceError, match="no NBD server answers") as caught:
         await dial(Address(host="host.invalid"))
     assert caught.value.errno == errno.EHOSTUNREACH

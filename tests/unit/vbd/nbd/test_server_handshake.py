@@ -75,7 +75,7 @@ def test_info_tells_what_is_asked_and_stays() -> None:
     assert (Option.INFO, Reply.INFO, b"\0\1vbd-51712") in told
     assert (Option.INFO, Reply.INFO, b"\0\2a disk") in told
     assert told[-1] == (Option.INFO, Reply.ACK, b"")
-    assert handshake.stage is Stage.HAGGLING
+    assert handshake.stage is Stage.NEGOTIATING
 
 
 @pytest.mark.parametrize("number", [Option.INFO, Option.GO])
@@ -85,7 +85,7 @@ def test_unknown_export(number: Option) -> None:
     ((_, kind, why),) = ask(handshake, number, info_request(b"xvdb"))
     assert kind == Reply.ERR_UNKNOWN
     assert b"vbd-51712" in why
-    assert handshake.stage is Stage.HAGGLING
+    assert handshake.stage is Stage.NEGOTIATING
 
 
 @pytest.mark.parametrize(
