@@ -24,9 +24,9 @@ test: .venv/.complete ## Run every test
 	@.ci/setup want demo test
 	@$(BIN)/python -m pytest
 
-xen-test: .venv/.complete ## Boot a real Xen host under emulation and run tests/xen in it (root, Debian; minutes)
+xen-test: .venv/.complete ## Boot a real Xen host under emulation, run tests/xen in it (root, Debian; minutes; ALL=1: long cases)
 	@.ci/setup want xen
-	@XENBUSD_XEN=1 $(BIN)/python -m pytest tests/xen
+	@XENBUSD_XEN=1 XENBUSD_ALL=$(ALL) $(BIN)/python -m pytest tests/xen
 
 xen-shell: .venv/.complete ## Boot the same host, and give a root shell in its dom0, with the work tree live (root, Debian)
 	@.ci/setup need xen

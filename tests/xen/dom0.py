@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 OUT = Path("/mnt/out")
 XVDA = Devid(51712)
+ALL = bool(os.environ.get("XENBUSD_ALL"))
+"""Whether long cases run in full (`make xen-test ALL=1`), and not as a short representative."""
 SLOW = 4.0
 """Emulation makes everything slower; deadlines of ours are multiplied by this."""
 

@@ -75,6 +75,7 @@ class Boot:
         (out / "items").write_text("".join(f"{item}\n" for item in items))
         (out / "deadline_s").write_text(f"{limit_s}\n")
         (out / "store").write_text(f"{store or default_store()}\n")
+        (out / "all").write_text(os.environ.get("XENBUSD_ALL", ""))
         image = build.image()
         with tempfile.TemporaryDirectory(prefix="xenbusd-host-") as folder:
             tree = build.stage(image, Path(folder) / "tree")

@@ -26,13 +26,13 @@ bin=/usr/lib/xen-4.17/bin
 
 export PYTHONPATH=/mnt/tree:/mnt/tree/drivers:/mnt/tree/meta:/mnt/out/meta:/opt/site PYTHONDONTWRITEBYTECODE=1
 run_tests() {
-    export XENBUSD_XEN=inside
+    export XENBUSD_XEN=inside XENBUSD_ALL="$(cat /mnt/out/all)"
     cd /mnt/tree || exit
     mapfile -t items </mnt/out/items
     # Images are in memory, and those of all tests together would fill it: so none of a test that passed is kept.
     # pyxs leaves /proc/xen/capabilities open when it is imported; it exists only here, so only here is it seen.
     timeout --kill-after 10 "$(cat /mnt/out/deadline_s)" \
-        python3 -m pytest -p no:cacheprovider -o tmp_path_retention_policy=failed -vv -W 'ignore:unclosed file:ResourceWarning:pyxs.client' "${items[@]}" \
+        python3 -m pytest -p no:cacheprovider -o tmp_path_retention_policy=failed --durations=30 -vv -W 'ignore:unclosed file:ResourceWarning:pyxs.client' "${items[@]}" \
         >/mnt/out/pytest.log 2>&1
     echo "pytest ended with $?"
 }
