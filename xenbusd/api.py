@@ -26,6 +26,7 @@ from xenbusd.host.address import address_of
 from xenbusd.host.interface import Copy, Grants, Mapping, Share
 from xenbusd.ids import PAGE_SIZE, Devid, Domid, Gref, Port
 from xenbusd.process.listener import Listener
+from xenbusd.ring.batching import BatchSize
 from xenbusd.ring.layout import Raw, RingFormat, Slot
 from xenbusd.ring.shared import BackRing, FrontRing
 
@@ -37,6 +38,7 @@ __all__ = [
     "BackRing",
     "Backend",
     "BackendDevice",
+    "BatchSize",
     "ConnectionEnded",
     "Copy",
     "Devid",

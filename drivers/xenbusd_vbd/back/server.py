@@ -6,10 +6,9 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from xenbusd.api import BackLink, Raw
+from xenbusd.api import BackLink, BatchSize, Raw
 from xenbusd_vbd.back.fast_path import FastPath
 from xenbusd_vbd.back.limits import Limits
-from xenbusd_vbd.back.pace import BatchSize
 from xenbusd_vbd.back.pages import Pages, PersistentPages
 from xenbusd_vbd.image.engine import Engine, Job
 from xenbusd_vbd.protocol import (
