@@ -153,7 +153,7 @@ def list_devices(context: Context) -> None:
 
 
 def _waiting(pair: toolstack.PairState, id: DeviceId) -> str:
-    return "" if pair.backend is State.CONNECTED and pair.frontend is State.CONNECTED else pair.stuck(id)
+    return "" if pair.backend is State.CONNECTED and pair.frontend is State.CONNECTED else toolstack.stuck(pair, id)
 
 
 def _as_json(pair: toolstack.PairState) -> dict[str, object]:

@@ -16,9 +16,6 @@ from xenbusd.cli.context import Context, json_too, parse_parameters
 from xenbusd.errors import UsageError
 from xenbusd.store.client import StoreClient
 
-DEADLINE_S = 30.0
-"""For what is under way to be done."""
-
 
 @click.command("set")
 @click.argument("device")
@@ -43,7 +40,9 @@ def set_live(context: Context, device: str, parameters: tuple[str, ...]) -> None
 
 @click.command()
 @click.argument("device")
-@click.option("--deadline", default=DEADLINE_S, show_default=True, help="seconds for what is under way to be done")
+@click.option(
+    "--deadline", default=toolstack.PAUSE_S, show_default=True, help="seconds for what is under way to be done"
+)
 @json_too
 @click.pass_obj
 def pause(context: Context, device: str, deadline: float) -> None:
@@ -56,7 +55,7 @@ def pause(context: Context, device: str, deadline: float) -> None:
 
 @click.command()
 @click.argument("device")
-@click.option("--deadline", default=DEADLINE_S, show_default=True, help="seconds until it serves again")
+@click.option("--deadline", default=toolstack.PAUSE_S, show_default=True, help="seconds until it serves again")
 @json_too
 @click.pass_obj
 def resume(context: Context, device: str, deadline: float) -> None:

@@ -1,0 +1,64 @@
+"""Changing a device in use, by keys of its backend's directory that its driver watches."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from xenbusd.bus.paths import DeviceId
+from xenbusd.bus.state import State
+from xenbusd.errors import NodeNotFound, OtherendTimeout, UsageError
+from xenbusd.store.client import StoreClient
+from xenbusd.store.transaction import Transaction
+from xenbusd.toolstack.pair import following, observe
+
+
+async def write_live(store: StoreClient, id: DeviceId, keys: Mapping[str, str]) -> None:
+    """Change keys of a backend's directory, together.
+
+    Raises:
+        UsageError: there is no such device.
+    """
+
+    async def body(tx: Transaction) -> None:
+        await tx.read(id.backend_path + "/state")  # a removed directory stays removed (T7)
+        for key, value in keys.items():
+            await tx.write(f"{id.backend_path}/{key}", value)
+
+    try:
+        await store.transaction(body)
+    except NodeNotFound:
+        raise UsageError(f"there is no device {id}; `xenbusctl list` shows those there are") from None
+
+
+async def pause(store: StoreClient, id: DeviceId, *, paused: bool, deadline_s: float) -> None:
+    """Have a backend pause, or go on, and wait until it says that it has.
+
+    Raises:
+        UsageError: there is no such device.
+        OtherendTimeout: it has not in time; or it cannot go on, and has said why.
+    """
+    before = await observe(store, id)
+    await write_live(store, id, {"pause": str(int(paused))})
+    seen = before
+    try:
+        async with asyncio.timeout(deadline_s), following(store, id) as next_state:
+            while True:
+                seen = await next_state()
+                if await _says_paused(store, id) is paused:
+                    return
+                if seen.backend is not State.CONNECTED:
+                    raise OtherendTimeout(f"{id} is not in use: its backend is at {seen.backend.title}")
+                if not paused and seen.backend_error not in (None, before.backend_error):
+                    break
+    except TimeoutError:
+        pass
+    why = seen.backend_error or "nothing is said of why"
+    raise OtherendTimeout(f"{id} has not {'paused' if paused else 'resumed'}: {why}")
+
+
+async def _says_paused(store: StoreClient, id: DeviceId) -> bool:
+    try:
+        return await store.read(id.backend_path + "/paused") == b"1"
+    except NodeNotFound:
+        return False
