@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import errno
 import os
 import stat
-import time
 from collections.abc import Mapping
 
 from xenbusd.api import (
@@ -16,7 +13,6 @@ from xenbusd.api import (
     Devid,
     Directories,
     Raw,
-    ResourceError,
     UsageError,
     boolean,
     choice,
@@ -25,13 +21,10 @@ from xenbusd.api import (
 from xenbusd_vbd.back.live import LIVE, LiveDisk
 from xenbusd_vbd.back.pages import CopiedPages, Pages, PersistentPages
 from xenbusd_vbd.back.server import BlockServer
-from xenbusd_vbd.image.buffered import FileEngine
-from xenbusd_vbd.image.direct import DirectEngine
 from xenbusd_vbd.image.engine import Engine
 from xenbusd_vbd.image.formats import has_file
-from xenbusd_vbd.image.opening import open_image_server
+from xenbusd_vbd.image.opening import open_engine
 from xenbusd_vbd.image.params import RAW, parse
-from xenbusd_vbd.image.raw import Image
 from xenbusd_vbd.options import check
 from xenbusd_vbd.protocol import (
     ABIS,
@@ -50,9 +43,6 @@ from xenbusd_vbd.toolstack import directories, live_keys, parse_vdev
 QUEUES_MAX = 4
 """Queues that a frontend may have, unless the configuration says otherwise. They share one thread of ours: they are for
 the guest's processors."""
-
-FENCE_S = 10.0
-"""How long the last I/O of the process before us may take, when we go on with its ring."""
 
 
 class VbdBackend(Backend, device_class="vbd"):
@@ -123,55 +113,6 @@ class VbdBackend(Backend, device_class="vbd"):
         return BlockServer(
             link, abi, engine, pages, disk.limits, indirect_segments=INDIRECT_SEGMENTS_MAX, failed=failed
         )
-
-
-async def open_engine(dev: BackendDevice) -> Engine:
-    """Open what the hotplug script found, or what the toolstack asked for; only B is trusted to say it (XSA-175).
-
-    Raises:
-        ResourceError: the target is missing, in use, of a kind that is not served, or not to be opened as asked.
-    """
-    mode = await dev.own.read("mode", text)
-    format, path = parse(await dev.own.read("params", text))
-    writable, shared = "w" in mode, "!" in mode
-    if format != RAW:
-        return await _open_served(dev, format, path, writable=writable, shared=shared)
-    path = await dev.own.read("physical-device-path", text, default=path)
-    safe = await dev.own.read("direct-io-safe", boolean, default=False)
-    allowed = bool(dev.options.get("direct", True))
-    deadline = time.monotonic() + FENCE_S * dev.adopted
-    while True:
-        try:
-            image = await asyncio.to_thread(Image, path, writable=writable, shared=shared, direct=allowed)
-            break
-        except ResourceError as error:
-            if error.errno != errno.EBUSY or time.monotonic() >= deadline:
-                raise
-        await asyncio.sleep(0.05)  # the process before us has I/O under way, and the lock with it
-    if image.traits.on_network and not safe:
-        image.buffer_all()
-    if image.direct_fd < 0 or image.traits.in_memory:
-        return FileEngine(image)
-    try:
-        return DirectEngine(image)
-    except OSError as error:
-        dev.log.warning("image.buffered", reason=f"no asynchronous I/O: {error}")
-        image.buffer_all()
-        return FileEngine(image)
-
-
-async def _open_served(dev: BackendDevice, format: str, path: str, *, writable: bool, shared: bool) -> Engine:
-    """Have an image server serve an image of another format."""
-    return await open_image_server(
-        format,
-        path,
-        writable=writable,
-        shared=shared,
-        socket_path=dev.run_path("nbd"),
-        log=dev.log,
-        options=dev.options,
-        fence_s=FENCE_S * dev.adopted,
-    )
 
 
 async def properties(dev: BackendDevice, engine: Engine) -> dict[str, int]:

@@ -21,8 +21,8 @@ from xenbusd_vbd.image.server import complaint, environ, find
 
 LENGTH_MAX = 32
 """Images in one chain."""
-LOOK_S = 30.0
-"""How long qemu-img may take for a look at one image; under emulation it takes seconds."""
+QEMU_IMG_S = 30.0
+"""How long qemu-img may take to inspect one image; under emulation it takes seconds."""
 
 
 async def check_chain(target: Target, *, allowed: bool) -> None:
@@ -79,11 +79,11 @@ async def _inspect(target: Target) -> dict[str, Any]:
         start_new_session=True,
     )
     try:
-        async with asyncio.timeout(LOOK_S):
+        async with asyncio.timeout(QEMU_IMG_S):
             out, said = await process.communicate()
     except TimeoutError:
         raise ResourceError(
-            f"qemu-img has looked at {target} for {LOOK_S:g} s and found no end", errno.ETIMEDOUT
+            f"qemu-img has looked at {target} for {QEMU_IMG_S:g} s and found no end", errno.ETIMEDOUT
         ) from None
     finally:
         if process.returncode is None:

@@ -1,4 +1,9 @@
-"""Opens an image that is not raw, or not here, as an engine."""
+"""From what `params` names to an engine: the one place where an image is opened.
+
+A raw image is opened by this process, an image of another format by an image server. Either is locked for as long as it
+is in use. When a device is adopted, the previous daemon's last I/O, or its image server, may still hold that lock:
+opening then waits up to FENCE_S for it.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +12,67 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
-from xenbusd.api import ResourceError
+from xenbusd.api import BackendDevice, ResourceError, boolean, text
+from xenbusd_vbd.image.buffered import FileEngine
 from xenbusd_vbd.image.chain import check_chain
+from xenbusd_vbd.image.direct import DirectEngine
 from xenbusd_vbd.image.engine import Engine
-from xenbusd_vbd.image.formats import NETWORK, QEMU, Target, check, formats
+from xenbusd_vbd.image.formats import NETWORK, QEMU, Target, check
+from xenbusd_vbd.image.params import RAW, Params, nbd_address, parse
+from xenbusd_vbd.image.raw import Image
 from xenbusd_vbd.image.remote import Log, NbdEngine, Source
 from xenbusd_vbd.image.server import ImageServer, RemoteServer
-from xenbusd_vbd.nbd.address import parse_address
 
-__all__ = ["formats", "open_image_server"]
+FENCE_S = 10.0
+"""How long the previous daemon's last I/O may take, when its rings are adopted."""
+LOCK_RETRY_S = 0.05
+"""Between attempts to lock an image that is still in use."""
 
-AGAIN_S = 0.05
-"""Between attempts to open an image that is still in use."""
+Opened = TypeVar("Opened")
+
+
+async def open_engine(dev: BackendDevice) -> Engine:
+    """Open what the hotplug script found, or what the toolstack asked for.
+
+    Only the backend's own directory is read: no guest can write there (XSA-175).
+
+    Raises:
+        ResourceError: the image is missing, in use, of a format that is not served, or cannot be opened as asked.
+    """
+    mode = await dev.own.read("mode", text)
+    format, path = parse(await dev.own.read("params", text))
+    writable, shared = "w" in mode, "!" in mode
+    fence_s = FENCE_S * dev.adopted
+    if format != RAW:
+        return await open_image_server(
+            format,
+            path,
+            writable=writable,
+            shared=shared,
+            socket_path=dev.run_path("nbd"),
+            log=dev.log,
+            options=dev.options,
+            fence_s=fence_s,
+        )
+    path = await dev.own.read("physical-device-path", text, default=path)
+    safe = await dev.own.read("direct-io-safe", boolean, default=False)
+    direct = bool(dev.options.get("direct", True))
+    image = await _once_unlocked(
+        lambda: asyncio.to_thread(Image, path, writable=writable, shared=shared, direct=direct), fence_s
+    )
+    if image.traits.on_network and not safe:
+        image.buffer_all()
+    if image.direct_fd < 0 or image.traits.in_memory:
+        return FileEngine(image)
+    try:
+        return DirectEngine(image)
+    except OSError as error:
+        dev.log.warning("image.buffered", reason=f"no asynchronous I/O: {error}")
+        image.buffer_all()
+        return FileEngine(image)
 
 
 async def open_image_server(
@@ -35,17 +86,17 @@ async def open_image_server(
     options: Mapping[str, Any],
     fence_s: float = 0.0,
 ) -> Engine:
-    """Start a server for an image, or connect to somebody else's.
+    """Start a server for an image, or connect to an NBD server that runs already.
 
     Args:
         format: one of `formats()`; what stands in `params` before the first colon.
         path: what stands behind it.
         writable: False: the server opens the image read-only, too.
-        shared: "!" in the mode: read an image that another writes.
+        shared: "!" in the mode: read an image that another program writes.
         socket_path: where a server of ours listens.
         log: the device's.
         options: of the configuration's [drivers.vbd]: `image_cache` ("writeback" or "none"), `backing_files`.
-        fence_s: how long to wait for an image that the server of the process before us still holds.
+        fence_s: how long to wait for an image that the previous daemon's server still holds.
 
     Raises:
         ResourceError: the sentence says what is wrong, and what to do, or is the server's own.
@@ -55,32 +106,37 @@ async def open_image_server(
     target = Target(format, path, writable, shared, await asyncio.to_thread(_is_device, path), cache)
     check(target)
     if format in NETWORK:
-        return await _start(RemoteServer(parse_address(format, path)), writable, log)
-    server = await _lock(target, socket_path, fence_s)
+        return await _connect(RemoteServer(nbd_address(Params(format, path))), writable, log)
+
+    async def lock() -> ImageServer:
+        return ImageServer(target, socket_path)
+
+    server = await _once_unlocked(lock, fence_s)
     try:
         if format in QEMU:
             await check_chain(target, allowed=options.get("backing_files", False) is True)
-        return await _start(server, writable, log)
+        return await _connect(server, writable, log)
     except BaseException:
         await server.close()
         raise
 
 
-async def _start(source: Source, writable: bool, log: Log) -> Engine:
-    engine = NbdEngine(source, writable=writable, log=log)
-    await engine.start()
-    return engine
-
-
-async def _lock(target: Target, socket_path: str, fence_s: float) -> ImageServer:
+async def _once_unlocked(open_image: Callable[[], Awaitable[Opened]], fence_s: float) -> Opened:
+    """Call `open_image`, which takes the image's lock, again for up to `fence_s` while the lock is held."""
     deadline = time.monotonic() + fence_s
     while True:
         try:
-            return ImageServer(target, socket_path)
+            return await open_image()
         except ResourceError as error:
             if error.errno != errno.EBUSY or time.monotonic() >= deadline:
                 raise
-        await asyncio.sleep(AGAIN_S)
+        await asyncio.sleep(LOCK_RETRY_S)
+
+
+async def _connect(source: Source, writable: bool, log: Log) -> Engine:
+    engine = NbdEngine(source, writable=writable, log=log)
+    await engine.start()
+    return engine
 
 
 def _is_device(path: str) -> bool:

@@ -7,6 +7,8 @@ import re
 from typing import NamedTuple
 
 from xenbusd.api import ResourceError
+from xenbusd_vbd.nbd.address import Address, parse_address
+from xenbusd_vbd.nbd.errors import NbdError
 
 RAW = "raw"
 
@@ -20,6 +22,18 @@ class Params(NamedTuple):
     """RAW, or what an image server is started for, or `nbd` for one that runs already."""
     target: str
     """An absolute path; for network formats whatever their image server takes."""
+
+
+def nbd_address(params: Params) -> Address:
+    """The NBD server that `nbd:` or `nbd+unix:` names.
+
+    Raises:
+        ResourceError: it names none.
+    """
+    try:
+        return parse_address(params.format, params.target)
+    except NbdError as error:
+        raise ResourceError(f"params: {error}", error.errno) from error
 
 
 def parse(text: str) -> Params:

@@ -17,25 +17,31 @@ import socket
 import stat
 import subprocess
 import time
+from collections.abc import Awaitable
 from contextlib import suppress
+from typing import TypeVar
 
 from xenbusd.api import ResourceError
 from xenbusd_vbd.image.formats import PACKAGES, Target, command, has_file
 from xenbusd_vbd.nbd.address import Address
-from xenbusd_vbd.nbd.client_handshake import Export, dial, inquire
+from xenbusd_vbd.nbd.client_handshake import Export, connect, inquire
+from xenbusd_vbd.nbd.errors import NbdError
 
 START_S = 30.0
 """How long a server may take until it answers; under emulation it takes seconds."""
 ANSWER_S = 10.0
-"""How long another's server may take for a handshake."""
+"""How long a server that is not ours may take for a handshake."""
 STOP_S = 8.0
 """How long it may take to end after SIGTERM; then it is killed. libxl waits 10 s for a device to close."""
-AGAIN_S = 0.2
-"""qemu-nbd forgets a SIGTERM that comes while it starts, so it gets another."""
-LOOK_S = 0.01
-"""Between looks whether a server that was started answers."""
+SIGTERM_RETRY_S = 0.2
+"""Between SIGTERMs: qemu-nbd forgets one that comes while it starts."""
+EXIT_POLL_S = 0.01
+"""Between attempts to connect to a server that starts, unless it exits."""
 TAIL_MAX = 2048
 """Bytes of what it says on stderr that are kept: the last ones, where the reason is."""
+
+
+Answer = TypeVar("Answer")
 
 
 class RemoteServer:
@@ -50,25 +56,26 @@ class RemoteServer:
 
     async def open(self) -> tuple[socket.socket, Export]:
         """See `Source.open`."""
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                return await dial(self._address)
-        except TimeoutError:
-            raise self._silent() from None
+        return await self._answered(connect(self._address))
 
     async def inquire(self) -> Export:
         """See `Source.inquire`."""
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                return await inquire(self._address)
-        except TimeoutError:
-            raise self._silent() from None
+        return await self._answered(inquire(self._address))
 
     async def close(self) -> None:
         """Nothing is ours."""
 
-    def _silent(self) -> ResourceError:
-        return ResourceError(f"the NBD server at {self._address} has not answered for {ANSWER_S:g} s", errno.ETIMEDOUT)
+    async def _answered(self, answer: Awaitable[Answer]) -> Answer:
+        """Await an answer of the server, for up to ANSWER_S."""
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                return await answer
+        except TimeoutError:
+            raise ResourceError(
+                f"the NBD server at {self._address} has not answered for {ANSWER_S:g} s", errno.ETIMEDOUT
+            ) from None
+        except NbdError as error:
+            raise ResourceError(str(error), error.errno) from error
 
 
 class ImageServer:
@@ -103,9 +110,9 @@ class ImageServer:
                     return sock, export
                 except ResourceError as error:
                     if error.errno not in (errno.ENOENT, errno.ECONNREFUSED) or time.monotonic() > deadline:
-                        await process.ended_within(LOOK_S)
+                        await process.ended_within(EXIT_POLL_S)
                         raise explained(self._target, process, error) from None
-                await process.ended_within(LOOK_S)
+                await process.ended_within(EXIT_POLL_S)
                 if process.status is not None:
                     raise complaint(self._target, process.program, process.status, process.tail)
         except BaseException:
@@ -218,7 +225,7 @@ class ServerProcess:
         while self.status is None:
             late = time.monotonic() >= deadline
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL if late else signal.SIGTERM)
-            if await self.ended_within(AGAIN_S) or time.monotonic() >= deadline + STOP_S:
+            if await self.ended_within(SIGTERM_RETRY_S) or time.monotonic() >= deadline + STOP_S:
                 return
 
 

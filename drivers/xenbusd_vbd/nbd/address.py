@@ -1,4 +1,4 @@
-"""Where an NBD server is: as `params` says it, and as a place to connect to. Pure: no I/O here.
+"""The address of an NBD server: as text, and as a place to connect to. Pure: no I/O here.
 
 Source: doc/uri.md of the NetworkBlockDevice/nbd repository; "nbd:unix:PATH" is QEMU's older way to write it.
 """
@@ -9,7 +9,7 @@ import errno
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from xenbusd.api import ResourceError
+from xenbusd_vbd.nbd.errors import NbdError
 
 PORT = 10809
 """Assigned to NBD by IANA."""
@@ -34,23 +34,23 @@ class Address(NamedTuple):
 
 
 def parse_address(format: str, rest: str) -> Address:
-    """Read what stands in `params` before and behind the first colon.
+    """Read the text before and behind the first colon of an address.
 
     Args:
         format: "nbd" or "nbd+unix".
         rest: "unix:/path", "unix:/path:exportname=NAME", "//host[:port][/export]"; "///[export]?socket=/path".
 
     Raises:
-        ResourceError: it is none of these.
+        NbdError: it is none of these.
     """
     whole = f"{format}:{rest}"
     try:
         address = _socket(rest) if rest.startswith("unix:") else _uri(whole)
     except ValueError as error:
         examples = "nbd:unix:/run/nbd.sock, nbd://host:10809/export or nbd+unix:///export?socket=/run/nbd.sock"
-        raise ResourceError(f"params {whole!r}: {error}; write {examples}", errno.EINVAL) from None
+        raise NbdError(f"{whole!r} is no NBD address: {error}; write {examples}", errno.EINVAL) from None
     if len(address.export.encode()) > NAME_MAX:
-        raise ResourceError(f"params: an export's name has at most {NAME_MAX} bytes", errno.ENAMETOOLONG)
+        raise NbdError(f"an NBD address: an export's name has at most {NAME_MAX} bytes", errno.ENAMETOOLONG)
     return address
 
 

@@ -15,8 +15,8 @@ import struct
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from xenbusd.api import ResourceError
 from xenbusd_vbd.nbd.address import Address
+from xenbusd_vbd.nbd.errors import NbdError
 from xenbusd_vbd.nbd.wire import (
     CLIENT_FLAGS,
     FIXED_NEWSTYLE,
@@ -74,11 +74,11 @@ class Export(NamedTuple):
     """Bytes in one READ or WRITE."""
 
 
-async def dial(address: Address) -> tuple[socket.socket, Export]:
+async def connect(address: Address) -> tuple[socket.socket, Export]:
     """Connect to a server, up to its first request.
 
     Raises:
-        ResourceError: there is no server, no such export, or what answers breaks the protocol.
+        NbdError: there is no server, no such export, or what answers breaks the protocol.
     Blocks: for as long as the server likes; the caller sets a deadline.
     """
     sock = await _connect(address)
@@ -94,8 +94,8 @@ async def inquire(address: Address) -> Export:
     """Ask what an export is like now, on a connection of its own.
 
     Raises:
-        ResourceError: as `dial`.
-    Blocks: as `dial`.
+        NbdError: as `connect`.
+    Blocks: as `connect`.
     """
     sock = await _connect(address)
     with sock:
@@ -114,7 +114,7 @@ async def _connect(address: Address) -> socket.socket:
         return await _connect_to(found[-1][0], found[-1][4])
     except OSError as error:
         code = error.errno if error.errno and error.errno > 0 else errno.EHOSTUNREACH  # getaddrinfo's are negative
-        raise ResourceError(f"no NBD server answers at {address}: {error.strerror or error}", code) from error
+        raise NbdError(f"no NBD server answers at {address}: {error.strerror or error}", code) from error
 
 
 async def _connect_to(family: int, where: Any) -> socket.socket:
@@ -145,7 +145,7 @@ async def _negotiate(sock: socket.socket, address: Address, *, go: bool = True) 
     try:
         return await Negotiate(sock, address).export(go)
     except OSError as error:
-        raise ResourceError(
+        raise NbdError(
             f"the NBD server at {address} left during the handshake: {error.strerror or error}",
             error.errno or errno.ECONNRESET,
         ) from error
@@ -168,7 +168,7 @@ class Negotiate:
         """Ask about the export; with `go`, its requests may follow.
 
         Raises:
-            ResourceError: the server refuses, or breaks the protocol.
+            NbdError: the server refuses, or breaks the protocol.
             OSError: the connection has ended.
         """
         passwd, magic, flags = GREETING.unpack(await self._receive(GREETING.size))
@@ -218,15 +218,15 @@ class Negotiate:
             raise self._breach(f"block sizes of {minimum}, {preferred} and {maximum} cannot be")
         return Export(size, TransmissionFlags(flags), minimum, preferred, maximum)
 
-    def _refusal(self, kind: int, data: bytes) -> ResourceError:
+    def _refusal(self, kind: int, data: bytes) -> NbdError:
         number = kind & ~(1 << 31)
         why = _ERRORS.get(number, f"answers with error {number}")
         words = data[:256].decode(errors="backslashreplace")
         sentence = f"the NBD server at {self._address} {why}" + (f": {words}" if words else "")
-        return ResourceError(sentence, errno.ENXIO if number == 6 else errno.EPROTO)
+        return NbdError(sentence, errno.ENXIO if number == 6 else errno.EPROTO)
 
-    def _breach(self, what: str) -> ResourceError:
-        return ResourceError(f"what answers at {self._address} breaks the NBD protocol: {what}", errno.EPROTO)
+    def _breach(self, what: str) -> NbdError:
+        return NbdError(f"what answers at {self._address} breaks the NBD protocol: {what}", errno.EPROTO)
 
     async def _send(self, data: bytes) -> None:
         await self._loop.sock_sendall(self._sock, data)

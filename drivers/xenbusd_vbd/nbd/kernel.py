@@ -25,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from xenbusd_vbd.nbd.errors import NbdError
 from xenbusd_vbd.nbd.export import NbdExport
 
 NBD_SET_SOCK = 0xAB00
@@ -51,8 +52,11 @@ POLL_S = 0.01
 T = TypeVar("T")
 
 
-class NbdDeviceError(Exception):
+class NbdDeviceError(NbdError):
     """No /dev/nbdN can be had; the message says why and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, errno.ENODEV)
 
 
 def libc_ioctl(fd: int, request: int, argument: int) -> None:

@@ -11,6 +11,8 @@ import struct
 from enum import IntEnum, IntFlag
 from typing import NamedTuple
 
+from xenbusd_vbd.nbd.errors import NbdError
+
 INIT_PASSWD = 0x4E42444D41474943
 """ASCII NBDMAGIC ("Newstyle negotiation")."""
 IHAVEOPT = 0x49484156454F5054
@@ -132,8 +134,11 @@ FLAG_DF = 1 << 2
 """Command flag on READ: at most one data chunk, which is all that we ever send ("Command flags")."""
 
 
-class WireError(Exception):
-    """The client sent what no NBD client sends, or asked for what has no error reply; the connection ends."""
+class WireError(NbdError):
+    """The other end sent what NBD forbids, or asked for what has no error reply; the connection ends."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, errno.EPROTO)
 
 
 class Offer(NamedTuple):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from xenbusd.api import ResourceError
 from xenbusd_vbd.nbd.address import Address, parse_address
+from xenbusd_vbd.nbd.errors import NbdError
 
 
 @pytest.mark.parametrize(
@@ -48,8 +48,8 @@ def test_addresses(format: str, rest: str, address: Address) -> None:
     ],
 )
 def test_what_is_no_address(format: str, rest: str) -> None:
-    """It is refused by a sentence about params."""
-    with pytest.raises(ResourceError, match="params"):
+    """It is refused by a sentence that says so."""
+    with pytest.raises(NbdError, match="NBD address"):
         parse_address(format, rest)
 
 

@@ -17,20 +17,20 @@ from tests.doubles.nbd_bench import (
     sizes_info,
     told,
 )
-from xenbusd.api import ResourceError
 from xenbusd_vbd.nbd import wire
 from xenbusd_vbd.nbd.address import Address
-from xenbusd_vbd.nbd.client_handshake import REPLIES_MAX, dial, inquire
+from xenbusd_vbd.nbd.client_handshake import REPLIES_MAX, connect, inquire
+from xenbusd_vbd.nbd.errors import NbdError
 
 INFO, GO = wire.Option.INFO, wire.Option.GO
 
 
-async def test_dial(tmp_path: Path) -> None:
+async def test_connect(tmp_path: Path) -> None:
     """INFO asks for the block sizes, GO does not: so 512 bytes may be written even where a server likes 4096."""
     address = Address(path=str(tmp_path / "nbd"), export="disk")
     infos = told(INFO, export_info(), sizes_info(4096, 65536, 1 << 25))
     async with scripted(address.path, GREETING, infos, told(GO, export_info(1 << 30))) as options:
-        sock, export = await dial(address)
+        sock, export = await connect(address)
         sock.close()
     assert (export.size_bytes, export.minimum, export.preferred, export.maximum) == (1 << 30, 4096, 65536, 1 << 25)
     name = b"\0\0\0\4disk"
@@ -59,7 +59,7 @@ async def test_over_tcp() -> None:
 
     server = await asyncio.start_server(converse, "127.0.0.1")
     port = server.sockets[0].getsockname()[1]
-    sock, export = await dial(Address(host="localhost", port=port))
+    sock, export = await connect(Address(host="localhost", port=port))
     sock.close()
     assert export.size_bytes == 1 << 20
     async with asyncio.timeout(60):
@@ -103,16 +103,16 @@ async def test_what_cannot_be_is_refused(
     """Nothing that the server says is believed unchecked; the error says what was wrong and where."""
     address = Address(path=str(tmp_path / "nbd"))
     async with scripted(address.path, greeting, *answers), asyncio.timeout(60):
-        with pytest.raises(ResourceError, match=sentence) as caught:
-            await dial(address)
+        with pytest.raises(NbdError, match=sentence) as caught:
+            await connect(address)
     assert str(address) in str(caught.value)
 
 
 async def test_nobody_there(tmp_path: Path) -> None:
     """The errno tells whether there is no socket, or nobody listens at it."""
-    with pytest.raises(ResourceError, match="no NBD server answers") as caught:
-        await dial(Address(path=str(tmp_path / "nbd")))
+    with pytest.raises(NbdError, match="no NBD server answers") as caught:
+        await connect(Address(path=str(tmp_path / "nbd")))
     assert caught.value.errno == errno.ENOENT
-    with pytest.raises(ResourceError, match="no NBD server answers") as caught:
-        await dial(Address(host="host.invalid"))
+    with pytest.raises(NbdError, match="no NBD server answers") as caught:
+        await connect(Address(host="host.invalid"))
     assert caught.value.errno == errno.EHOSTUNREACH
