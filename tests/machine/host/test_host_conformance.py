@@ -183,7 +183,7 @@ def test_read_only_grant_cannot_be_mapped_writable(two: Two) -> None:
 
 
 def test_map_of_a_bad_reference_names_it_and_maps_nothing(two: Two) -> None:
-    """One reference that was never granted refuses the whole map, by domain and reference."""
+    """T66: one reference that was never granted refuses the whole map, by domain and reference."""
     share = two.front.grants.share(two.back_domid, 1)
     bad = Gref(30001)
     with pytest.raises(GrantError, match=rf"xengnttab_map_domain_grant_refs\(domain {two.front_domid}.*30001"):

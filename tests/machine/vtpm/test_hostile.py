@@ -50,7 +50,7 @@ async def error_node(machine: Machine, id: DeviceId) -> bytes:
 
 
 async def test_extra_pages_carry_long_commands(page: HandPage) -> None:
-    """A command of 4096 bytes comes through one page and an extra one, and so does a long response."""
+    """T49: a command of 4096 bytes comes through one page and an extra one, and so does a long response."""
     own = (page.extra.grefs[0],)
     assert result(await page.ask(GET_RANDOM, extra=own)) == OK
     longest = command(0x17B, bytes(MESSAGE_MAX - 10))
@@ -170,7 +170,7 @@ async def test_a_frontend_is_not_left_waiting(machine: Machine) -> None:
 
 
 async def test_the_first_protocol_is_refused(machine: Machine, peer: Peer) -> None:
-    """A frontend without feature-protocol-v2 is told so."""
+    """T49: a frontend without feature-protocol-v2 is told so."""
     await peer.write(State.INITIALISED, ring_ref=8, event_channel=1)
     assert b"only the first vtpm protocol" in await error_node(machine, peer.id)
 

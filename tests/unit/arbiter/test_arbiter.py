@@ -94,8 +94,8 @@ async def test_what_somebody_has_already_is_left_alone(
 
 
 async def test_whose_it_is_is_the_scripts_name(arbiter: Arbiter, server: StoreServer, bus: KernelByHand) -> None:
-    """The name decides, wherever the script is; for a class that Linux does not have it does not matter; a class that
-    we do not serve is not ours."""
+    """T67: the script's name decides, wherever it is; for a class that Linux does not have it does not matter; a class
+    that we do not serve is not ours."""
     scripts = {
         "block-xenbusd": True, OURS: True, "/opt/block-xenbusd": True, STOCK: False, "": False,
         "/etc/xen/scripts/block-xenbusd/": False, "block-xenbusd2": False,

@@ -16,7 +16,7 @@ from xenbusd.store.client import StoreClient
 
 
 async def test_attach_makes_both_directories(store: StoreClient) -> None:
-    """T15, T16: what libxl__device_generic_add writes, and the class's own keys."""
+    """T15, T16, T68: what libxl__device_generic_add writes, and the class's own keys."""
     await toolstack.attach(store, ID, {"params": "raw:/srv/a.img", "mode": "w"}, {"virtual-device": "51712"})
     nodes = await tree(store)
     assert {path.removeprefix(BACK): value for path, value in nodes.items() if path.startswith(BACK)} == {
