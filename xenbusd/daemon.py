@@ -1,4 +1,8 @@
-"""The composition root, for both roles: backends in dom0 or a driver domain, frontends in a guest."""
+"""A daemon process, for both roles: backends in dom0 or a driver domain, frontends in a guest.
+
+What runs the devices is `bus.runtime.Runtime`. Here is what a service adds to it: signals, readiness and the watchdog,
+the control socket, the run directory, and arbiter mode.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,8 @@ from contextlib import AsyncExitStack
 from xenbusd import log, registry
 from xenbusd.arbiter.arbiter import RELEASE_S, Arbiter, restore
 from xenbusd.arbiter.kernel_bus import KernelBus
-from xenbusd.bus.device import Device, Services
-from xenbusd.bus.domains import follow_domains
-from xenbusd.bus.ports import Ports
-from xenbusd.bus.scan import Scan
+from xenbusd.bus.device import Device
+from xenbusd.bus.runtime import GUEST_WINDOW, Runtime
 from xenbusd.bus.state import Side
 from xenbusd.config import Config
 from xenbusd.control.server import ControlServer
@@ -26,16 +28,13 @@ from xenbusd.process import notify
 from xenbusd.process.descriptors import allow_many
 from xenbusd.store.client import StoreClient
 
-GUEST_WINDOW = 16
-"""Requests in flight in a guest, whose quota is 20 (quota-outstanding-requests)."""
-
 
 class Daemon:
     """Everything that one `xenbusd serve` or `xenbusd agent` process is made of.
 
     Args:
         side: backends or frontends.
-        host: the door to the machine; closed by its owner.
+        host: the interface to the machine; closed by its owner.
         config: from file and command line.
         kernel_bus: where Linux's own backends are, for arbiter mode.
     """
@@ -45,17 +44,18 @@ class Daemon:
         self.host = host
         self.config = config
         self.log = log.get()
-        self.scans: list[Scan] = []
-        self._kernel_bus = kernel_bus or KernelBus()
+        self.runtime: Runtime | None = None
+        """Set once the store has answered."""
         self.ready = asyncio.Event()
         """Set once every device class is watched."""
+        self._kernel_bus = kernel_bus or KernelBus()
         self._stop = asyncio.Event()
         self._notifier = notify.Notifier()
 
     @property
     def devices(self) -> list[Device]:
-        """All devices that are being lived through."""
-        return [dev for scan in self.scans for dev in scan.devices]
+        """All devices that have a task now."""
+        return self.runtime.devices if self.runtime is not None else []
 
     def stop(self) -> None:
         """End `run` in order."""
@@ -80,67 +80,65 @@ class Daemon:
             store.on_back = lambda: self.log.info("store.back")
             await stack.enter_async_context(store)
             domid = Domid(int(await store.read("domid")))
-            services = self._services(store, domid)
-            control = ControlServer(self, services, domid)
-            await control.listen(make_run_dir(services.run_dir) + "/control.sock")
-            stack.push_async_callback(control.close)
-            services.ports.start()
-            stack.callback(services.ports.stop)
             arbiter = None
             if self.config.daemon.arbiter:
                 arbiter = Arbiter(self._kernel_bus, store, domid, registry.claims(drivers), self.log)
+            self.runtime = runtime = Runtime(
+                store,
+                self.host,
+                drivers.values(),
+                domid=domid,
+                log=self.log,
+                run_dir=make_run_dir(self.config.run_dir(domid)),
+                owns_run_dir=True,
+                options=self.config.drivers,
+                hotplug=self._script_runner() if self.side is Side.BACKEND else None,
+                is_ours=arbiter.is_ours if arbiter is not None else None,
+            )
+            control = ControlServer(self, runtime.services, domid)
+            await control.listen(f"{runtime.services.run_dir}/control.sock")
+            stack.push_async_callback(control.close)
+            if arbiter is not None:
                 await stack.enter_async_context(arbiter.arbitrating())
-            is_ours = arbiter.is_ours if arbiter is not None else None
-            self.scans = [Scan(services, driver, name, self.side, is_ours) for name, driver in drivers.items()]
-            await self._serve(store, domid, arbiter)
+            await self._serve(runtime, domid, arbiter)
 
-    def _services(self, store: StoreClient, domid: Domid) -> Services:
-        config = self.config
-        runner = ScriptRunner(
-            timeout_s=config.hotplug.timeout_s,
+    def _script_runner(self) -> ScriptRunner:
+        config = self.config.hotplug
+        return ScriptRunner(
+            timeout_s=config.timeout_s,
             store_socket=self.host.store.socket_path,
             log=self.log,
-            scripts_dir=config.hotplug.scripts_dir,
-        )
-        return Services(
-            store=store,
-            host=self.host,
-            ports=Ports(self.host.events),
-            domid=domid,
-            log=self.log,
-            hotplug=runner if self.side is Side.BACKEND else None,
-            options=config.drivers,
-            run_dir=config.run_dir(domid),
+            scripts_dir=config.scripts_dir,
         )
 
-    async def _serve(self, store: StoreClient, domid: Domid, arbiter: Arbiter | None) -> None:
+    async def _serve(self, runtime: Runtime, domid: Domid, arbiter: Arbiter | None) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(scan.run()) for scan in self.scans]
+                runtime.start()
+                tasks = [group.create_task(runtime.failed()), group.create_task(self._notifier.keep_alive())]
                 if arbiter is not None:
                     tasks.append(group.create_task(arbiter.run()))
-                tasks.append(group.create_task(follow_domains(store, self.scans)))
-                tasks.append(group.create_task(self._notifier.keep_alive()))
-                names = " ".join(scan.device_class for scan in self.scans)
+                names = " ".join(scan.device_class for scan in runtime.scans)
                 self.log.info("daemon.started", side=self.side.value, domid=domid, host=self.host.name, classes=names)
                 self._notifier.ready(f"{self.side.value}s of {names}")
                 self.ready.set()
                 await self._stop.wait()
                 self._notifier.stopping("leaving devices in order")
-                await asyncio.gather(*(scan.supervisor.stop() for scan in self.scans))
+                await runtime.stop()
                 for task in tasks:
                     task.cancel()
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
+            await runtime.stop()
             self.log.info("daemon.stopped")
 
 
 def check_arbiter(side: Side, config: Config) -> None:
-    """See that arbiter mode, if it is wanted, is wanted where there is something to share.
+    """Refuse arbiter mode where there is nothing to share with Linux's backends.
 
     Raises:
         UsageError
@@ -152,7 +150,7 @@ def check_arbiter(side: Side, config: Config) -> None:
 
 
 async def release(config: Config, kernel_bus: KernelBus | None = None) -> str:
-    """Undo what a daemon in arbiter mode did that could not do it itself. Does nothing where nothing is to be undone.
+    """Undo what a daemon in arbiter mode changed and could not undo itself. Does nothing if nothing was changed.
 
     Args:
         config: as the daemon had it.
@@ -163,7 +161,7 @@ async def release(config: Config, kernel_bus: KernelBus | None = None) -> str:
 
     Raises:
         UsageError: a daemon is still there, or the kernel cannot be told.
-        DriverError, StoreLost: the kernel binds new devices again, but what stands there already could not be seen to.
+        DriverError, StoreLost: the kernel binds new devices again, but existing ones could not be handed over.
     """
     bus = kernel_bus or KernelBus()
     if config.daemon.host != "xen" or not bus.is_there:
@@ -187,7 +185,7 @@ async def release(config: Config, kernel_bus: KernelBus | None = None) -> str:
 
 
 def answers(path: str) -> bool:
-    """Whether somebody listens on a socket."""
+    """Whether a process listens on a UNIX socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)
         try:
@@ -198,7 +196,7 @@ def answers(path: str) -> bool:
 
 
 def make_run_dir(path: str) -> str:
-    """Make the run directory if need be, for root alone, and return it.
+    """Make the run directory if it is not there, for root alone, and return its path.
 
     Raises:
         UsageError: it cannot be made.

@@ -31,6 +31,7 @@ class Scan:
         services: what all devices share.
         driver: makes a driver for each device.
         is_ours: asked of each device before it is begun with; None: all are ours.
+        owns_run_dir: journals in the run directory that belong to no device of the class may be removed.
     """
 
     def __init__(
@@ -40,6 +41,8 @@ class Scan:
         device_class: DeviceClass,
         side: Side,
         is_ours: Callable[[DeviceId], Awaitable[bool]] | None = None,
+        *,
+        owns_run_dir: bool = True,
     ) -> None:
         self.services = services
         self.device_class = device_class
@@ -48,6 +51,7 @@ class Scan:
         self.supervisor = Supervisor(self._ended)
         self._driver = driver
         self._is_ours = is_ours
+        self._owns_run_dir = owns_run_dir
         self._depth = 2 if side is Side.BACKEND else 1
         self._known: dict[str, Device] = {}
         self._again: set[str] = set()
@@ -120,7 +124,7 @@ class Scan:
 
     def _sweep(self, paths: list[str]) -> None:
         """Remove the rings' journals of devices that are not there any more: they went while no process served them."""
-        if self.side is not Side.BACKEND:
+        if self.side is not Side.BACKEND or not self._owns_run_dir:
             return
         run_dir = self.services.run_dir
         there = {"-".join([self.device_class, *path.split("/")[-2:]]) for path in [*paths, *self._known]}

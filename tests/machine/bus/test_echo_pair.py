@@ -147,7 +147,7 @@ async def test_nothing_begins_in_a_daemon_that_stops(machine: Machine, logged: l
     first, late = machine.id("echo"), machine.id("echo", devid=1)
     await machine.attach(first)
     await machine.connected(first)
-    for scan in back.scans:
+    for scan in back.runtime.scans:
         await scan.supervisor.stop()
     await machine.attach(late)
     await back.settle()
