@@ -25,6 +25,7 @@ from xenbusd.errors import (
 from xenbusd.host.address import address_of
 from xenbusd.host.interface import Copy, Grants, Mapping, Share
 from xenbusd.ids import PAGE_SIZE, Devid, Domid, Gref, Port
+from xenbusd.process.child import Child, child_environ
 from xenbusd.process.listener import Listener
 from xenbusd.ring.batching import BatchSize
 from xenbusd.ring.layout import Raw, RingFormat, Slot
@@ -39,6 +40,7 @@ __all__ = [
     "Backend",
     "BackendDevice",
     "BatchSize",
+    "Child",
     "ConnectionEnded",
     "Copy",
     "Devid",
@@ -71,6 +73,7 @@ __all__ = [
     "XenbusdError",
     "address_of",
     "boolean",
+    "child_environ",
     "choice",
     "connect_page",
     "offer_page",

@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING
 
 from xenbusd.errors import HotplugError, LocalProtocolError
+from xenbusd.process.child import Child, child_environ
 from xenbusd.shipped import shipped_dir
 
 if TYPE_CHECKING:
@@ -28,21 +29,12 @@ if TYPE_CHECKING:
 TIMEOUT_S = 40.0
 """libxl's limit (LIBXL_HOTPLUG_TIMEOUT)."""
 
-KILLED_WITHIN_S = 5.0
-"""How long we wait for a script that was sent SIGKILL."""
-
-OUTPUT_MAX = 2048
-"""Bytes of a script's output that are kept: the last ones, where the reason is."""
-
 SHIPPED_DIR = shipped_dir("hotplug")
 """Our own scripts: where a bare name is looked for in the second place; `xenbusctl attach` needs no installation."""
 
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
 """The statuses a shell gives when it cannot run a command."""
-
-NOT_FOR_CHILDREN = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
-"""What systemd said to us alone."""
 
 
 class ScriptRunner:
@@ -131,7 +123,7 @@ class ScriptRunner:
 
     def _environ(self, kind: str, domid: str, devid: str) -> dict[str, str]:
         """Our own environment, and what libxl adds to it."""
-        environ = {key: value for key, value in os.environ.items() if key not in NOT_FOR_CHILDREN}
+        environ = child_environ()
         environ["XENBUS_TYPE"] = kind
         environ["XENBUS_PATH"] = f"backend/{kind}/{domid}/{devid}"
         environ["XENBUS_BASE_PATH"] = "backend"
@@ -154,39 +146,16 @@ class ScriptRunner:
 
     async def _execute(self, argv: list[str], environ: Mapping[str, str]) -> tuple[int, str]:
         """Run a program and return its status, negative for a signal, and the end of its output."""
-        loop = asyncio.get_running_loop()
-        reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        os.set_blocking(writing, True)
-        tail = bytearray()
-        loop.add_reader(reading, _drain, reading, tail)
         try:
-            process = await asyncio.create_subprocess_exec(
-                *argv,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=writing,
-                stderr=writing,
-                env=environ,
-                start_new_session=True,
-            )
-            killed = ""
-            try:
-                async with asyncio.timeout(self._timeout_s):
-                    await process.wait()
-            except TimeoutError:
-                killed = f"killed at the time limit of {self._timeout_s:g} s; "
-            finally:
-                if process.returncode is None:
-                    await _kill(process)
-            _drain(reading, tail)
+            child = Child(argv, env=environ)
         except OSError as error:
             sentence = f"it cannot be run: {error.strerror}; does its first line name an interpreter that exists?"
             raise HotplugError(argv[0], NOT_EXECUTABLE, sentence) from error
-        finally:
-            loop.remove_reader(reading)
-            os.close(reading)
-            os.close(writing)
-        output = tail.decode("utf-8", "backslashreplace").strip() or "no output"
-        return (-signal.SIGKILL if killed else process.returncode or 0), killed + output
+        by_itself = await child.finish(self._timeout_s)
+        output = child.last_words or "no output"
+        if not by_itself:
+            return -signal.SIGKILL, f"killed at the time limit of {self._timeout_s:g} s; {output}"
+        return child.status or 0, output
 
 
 def _parts(backend_path: str) -> tuple[str, str, str]:
@@ -204,24 +173,3 @@ def _arguments(device_class: str, action: str) -> list[str]:
     if device_class == "vif":
         return ["online" if action == "add" else "offline", "type_if=vif"]
     return [action]
-
-
-def _drain(reading: int, tail: bytearray) -> None:
-    """Take what the script has printed, so that it never waits for us, and keep the end of it.
-
-    There is always a writer, ourselves, so that an empty pipe is the only reason to stop; a script that prints without
-    end gets no more than its share of the event loop.
-    """
-    with contextlib.suppress(BlockingIOError):
-        for _ in range(16):
-            tail += os.read(reading, 65536)
-            del tail[:-OUTPUT_MAX]
-
-
-async def _kill(process: asyncio.subprocess.Process) -> None:
-    """Kill a script with all its children, and wait a little: one that hangs in the kernel must not hang us too."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(KILLED_WITHIN_S):
-            await process.wait()

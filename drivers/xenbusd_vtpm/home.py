@@ -19,8 +19,7 @@ import shutil
 import time
 from collections.abc import Iterator
 
-from xenbusd.api import XenbusdError
-from xenbusd_vtpm.child import Child
+from xenbusd.api import Child, XenbusdError
 from xenbusd_vtpm.protocol import TPM_1_2, TPM_2_0, VERSIONS, Version
 from xenbusd_vtpm.settings import Settings
 
@@ -190,7 +189,7 @@ class Home:
         if child.status == NOT_FOUND:
             raise TpmError(f"there is no swtpm_setup; {INSTALL}")
         if child.status != 0:
-            raise TpmError(f"swtpm_setup ended with {child.status}: {child.said}")
+            raise TpmError(f"swtpm_setup ended with {child.status}: {last_words(child)}")
         await asyncio.to_thread(_move, new, self.state)
 
     def _note_key(self) -> None:
@@ -202,6 +201,11 @@ class Home:
         else:
             with open(path, "w") as file:
                 file.write(self._settings.key_file)
+
+
+def last_words(child: Child) -> str:
+    """The end of a program's output, on one line."""
+    return "; ".join(child.last_words.split("\n")) or "no output"
 
 
 def _move(new: str, place: str) -> None:

@@ -15,8 +15,8 @@ import socket
 import struct
 from contextlib import ExitStack
 
-from xenbusd_vtpm.child import Child
-from xenbusd_vtpm.home import CIPHER, INSTALL, NOT_FOUND, Home, TpmError
+from xenbusd.api import Child
+from xenbusd_vtpm.home import CIPHER, INSTALL, NOT_FOUND, Home, TpmError, last_words
 from xenbusd_vtpm.protocol import MESSAGE_MAX, TPM_2_0, TPM_HEAD, Version, is_whole, leaves_state_alone
 
 CMD_INIT = 2
@@ -95,12 +95,12 @@ class Swtpm:
         except BaseException as error:
             await swtpm.kill()
             if isinstance(error, SwtpmLost):
-                said = INSTALL if child.status == NOT_FOUND else child.said
+                said = INSTALL if child.status == NOT_FOUND else last_words(child)
                 raise TpmError(f"swtpm does not start: {said}") from error
             raise
         if result != 0:
             await swtpm.kill()
-            raise TpmError(f"swtpm cannot use the TPM in {home.state} (result {result:#x}): {child.said}")
+            raise TpmError(f"swtpm cannot use the TPM in {home.state} (result {result:#x}): {last_words(child)}")
         return swtpm
 
     @property

@@ -14,9 +14,10 @@ import asyncio
 import errno
 import os
 import socket
-from asyncio.subprocess import DEVNULL, STDOUT
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from xenbusd.process.child import Child
 
 BUS = "/sys/bus/xen-backend"
 
@@ -119,25 +120,16 @@ class KernelBus:
         Returns:
             None, or why it is not: what modprobe says.
         """
+        alias = f"xen-backend:{device_class}"
         try:
-            process = await asyncio.create_subprocess_exec(
-                self._modprobe, f"xen-backend:{device_class}", stdin=DEVNULL, stdout=asyncio.subprocess.PIPE,
-                stderr=STDOUT,
-            )  # fmt: skip
+            modprobe = Child([self._modprobe, alias])
         except OSError as error:
             return f"{self._modprobe} cannot be run: {error.strerror}"
-        try:
-            async with asyncio.timeout(MODPROBE_S):
-                output, _ = await process.communicate()
-        except TimeoutError:
-            return f"{self._modprobe} xen-backend:{device_class} has not ended within {MODPROBE_S:g} s"
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        if process.returncode == 0:
+        if not await modprobe.finish(MODPROBE_S):
+            return f"{self._modprobe} {alias} has not ended within {MODPROBE_S:g} s"
+        if modprobe.status == 0:
             return None
-        return output.decode("utf-8", "replace").strip() or f"{self._modprobe} exited with {process.returncode}"
+        return modprobe.last_words or f"{self._modprobe} exited with {modprobe.status}"
 
     def _write(self, name: str, text: str) -> None:
         path = f"{self._root}/{name}"
