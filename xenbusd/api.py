@@ -22,11 +22,15 @@ from xenbusd.errors import (
     UsageError,
     XenbusdError,
 )
+from xenbusd.grants.cache import GrantCache
+from xenbusd.grants.copies import CopyBatch
+from xenbusd.grants.pool import PagePool
 from xenbusd.host.address import address_of
 from xenbusd.host.interface import Copy, Grants, Mapping, Share
 from xenbusd.ids import PAGE_SIZE, Devid, Domid, Gref, Port
 from xenbusd.process.child import Child, child_environ
 from xenbusd.process.listener import Listener
+from xenbusd.rate import RateLimit
 from xenbusd.ring.batching import BatchSize
 from xenbusd.ring.layout import Raw, RingFormat, Slot
 from xenbusd.ring.shared import BackRing, FrontRing
@@ -43,6 +47,7 @@ __all__ = [
     "Child",
     "ConnectionEnded",
     "Copy",
+    "CopyBatch",
     "Devid",
     "Directories",
     "Domid",
@@ -51,6 +56,7 @@ __all__ = [
     "FrontRing",
     "Frontend",
     "FrontendDevice",
+    "GrantCache",
     "GrantError",
     "Grants",
     "Gref",
@@ -60,7 +66,9 @@ __all__ = [
     "NodeValueError",
     "OtherendError",
     "PageLink",
+    "PagePool",
     "Port",
+    "RateLimit",
     "Raw",
     "ResourceError",
     "RingError",

@@ -6,9 +6,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from xenbusd.api import Frontend, FrontendDevice, XenbusdError, unsigned
+from xenbusd.api import Frontend, FrontendDevice, PagePool, XenbusdError, unsigned
 from xenbusd_vbd.front.geometry import SECTORS_MAX, read_geometry, read_limits
-from xenbusd_vbd.front.pool import PAGES, PAGES_LEAST, share_pool
+from xenbusd_vbd.front.pool import PAGES, PAGES_LEAST
 from xenbusd_vbd.front.ring_disk import RingDisk
 from xenbusd_vbd.nbd.export import NbdExport
 from xenbusd_vbd.nbd.kernel import Kernel, NbdDevice, NbdDeviceError
@@ -44,7 +44,7 @@ class VbdFrontend(Frontend, device_class="vbd"):
             X86_64.ring, queues=queues, order=order, protocol=X86_64.name, feature_persistent=1
         ) as links:
             geometry = await read_geometry(dev)
-            pool = share_pool(links[0].grants, dev.otherend.domid, max(pages, PAGES_LEAST))
+            pool = PagePool.share(links[0].grants, dev.otherend.domid, pages, PAGES_LEAST)
             disk = self._disk = self._disk or RingDisk(geometry)
             following: asyncio.Task[None] | None = None
             try:

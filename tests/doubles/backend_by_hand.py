@@ -6,9 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from tests.doubles.ring_pair import FakeLink, RingPair
+from xenbusd.grants.pool import PagePool
 from xenbusd.ids import PAGE_SIZE
 from xenbusd_vbd.front.geometry import Geometry
-from xenbusd_vbd.front.pool import Pool
 from xenbusd_vbd.front.queue import BlockQueue
 from xenbusd_vbd.front.ring_disk import RingDisk
 from xenbusd_vbd.protocol import FLUSH_DISKCACHE, INDIRECT, OKAY, READ, SEGMENT_BYTES, Request, expand
@@ -29,7 +29,7 @@ class Pages:
         grefs = tuple(range(FIRST_GREF, FIRST_GREF + count))
         share: Any = SimpleNamespace(view=memoryview(self.memory), grefs=grefs, unshare=self.unshare)
         self.share = share
-        self.pool = Pool(share)
+        self.pool = PagePool(share)
 
     def unshare(self) -> None:
         """Take the pages back, unless a slice of them is still in use."""

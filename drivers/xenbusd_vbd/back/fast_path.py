@@ -9,10 +9,8 @@ checked, carried out and answered in one loop; whatever is not as plain as that 
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Mapping
 
-from xenbusd.api import PAGE_SIZE
+from xenbusd.api import PAGE_SIZE, GrantCache
 from xenbusd_vbd.protocol import (
     INDIRECT,
     OKAY,
@@ -35,8 +33,7 @@ class FastPath:
 
     Args:
         abi: its layout.
-        mapped: the frontend's pages that are mapped, by grant reference.
-        used: told of the pages that are used.
+        cache: the frontend's pages that are mapped.
         indirect: the most segments of an indirect request, one page of descriptors; 0 if none were offered.
     """
 
@@ -54,14 +51,14 @@ class FastPath:
         "sectors",
     )
 
-    def __init__(self, abi: Abi, mapped: Mapping[int, memoryview], used: deque[tuple[int, ...]], indirect: int) -> None:
+    def __init__(self, abi: Abi, cache: GrantCache, indirect: int) -> None:
         self._unpack = abi.one_segment.unpack_from
         self._unpack_indirect = abi.indirect.unpack_from
         self._indirect = min(indirect, SEGMENTS_PER_INDIRECT)
         self._pack = abi.response.pack
         self._slot_bytes = abi.slot_bytes
-        self._mapped = mapped
-        self._used = used
+        self._mapped = cache.mapped
+        self._used = cache.used
         self.fd = -1
         """The image."""
         self.flags = 0

@@ -1,8 +1,8 @@
 """How a backend reaches the frontend's data pages: by keeping them mapped, or by copying.
 
-Persistent grants (T36) are mapped once and kept, as many as Linux keeps; the least recently used go first. Without
-them each batch's data is copied by the hypervisor to and from pages of our own, so that nothing of the frontend's is
-mapped when it sees the response: blkfront gives up a disk whose grant is still in use then.
+Persistent grants (T36) are mapped once and kept, as many as Linux keeps. Without them each batch's data is copied by
+the hypervisor to and from pages of our own, so that nothing of the frontend's is mapped when it sees the response:
+blkfront gives up a disk whose grant is still in use then.
 
 Source: xen/include/public/io/blkif.h (feature-persistent); Linux, drivers/block/xen-blkback/blkback.c.
 """
@@ -10,10 +10,9 @@ Source: xen/include/public/io/blkif.h (feature-persistent); Linux, drivers/block
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import deque
 from mmap import mmap
 
-from xenbusd.api import PAGE_SIZE, Copy, Domid, GrantError, Grants, Gref, Mapping
+from xenbusd.api import PAGE_SIZE, CopyBatch, Domid, GrantCache, GrantError, Grants
 from xenbusd_vbd.image.engine import Job
 from xenbusd_vbd.protocol import (
     ERROR,
@@ -34,27 +33,30 @@ PERSISTENT_MAX = 1056
 class Pages(ABC):
     """Gives buffers to requests."""
 
+    cache: GrantCache | None = None
+    """The pages that stay mapped, for `FastPath`; None if none do."""
+
     @property
     def full(self) -> bool:
-        """Whether no request should begin before all under way are finished: too much is mapped."""
+        """Whether too much is mapped: then no request may begin before all under way are finished."""
         return False
 
     @abstractmethod
     def fetch(self, requests: list[Request]) -> list[bytes | None]:
-        """Copy the descriptors of indirect requests to private bytes; None for one whose pages cannot be had."""
+        """Copy the descriptors of indirect requests to private bytes; None for a request whose pages cannot be had."""
 
     @abstractmethod
     def begin(self, requests: list[Request]) -> tuple[list[Job], list[Job]]:
         """Make jobs: buffers for each request, with the data of writes in them.
 
         Returns:
-            All jobs; and those of them whose grants could not be had, which have failed already, and harm no other
+            All jobs; and those of them whose grants could not be had: their status is ERROR, and they harm no other
             (XSA-361).
         """
 
     @abstractmethod
     def finish(self, jobs: list[Job]) -> None:
-        """Deliver the data of reads, before their responses are published."""
+        """Deliver the data of reads and let go of the jobs' buffers, before their responses are published."""
 
     @abstractmethod
     def close(self) -> None:
@@ -65,28 +67,21 @@ class PersistentPages(Pages):
     """Grants stay mapped.
 
     Args:
-        grants: the door.
+        grants: the grant tables.
         domid: the frontend's domain.
-        limit: pages kept between batches.
+        limit: pages that stay mapped between batches.
     """
 
-    def __init__(self, grants: Grants, domid: Domid, limit: int = PERSISTENT_MAX) -> None:
-        self._grants = grants
-        self._domid = domid
-        self._limit = limit
-        self.mapped: dict[int, memoryview] = {}
-        """What is mapped now, by reference."""
-        self.used: deque[tuple[int, ...]] = deque(maxlen=limit)
-        """The references of the latest requests, the newest last: as many as could keep everything in use."""
-        self._mappings: dict[int, Mapping] = {}
-        self._in_use = 0
+    cache: GrantCache
 
-    def __len__(self) -> int:
-        return len(self.mapped)
+    def __init__(self, grants: Grants, domid: Domid, limit: int = PERSISTENT_MAX) -> None:
+        self.cache = GrantCache(grants, domid, limit)
+        self._in_use = 0
+        """Jobs begun and not finished."""
 
     @property
     def full(self) -> bool:
-        return len(self.mapped) > self._limit
+        return self.cache.over_limit
 
     def fetch(self, requests: list[Request]) -> list[bytes | None]:
         tables: list[bytes | None] = []
@@ -94,7 +89,7 @@ class PersistentPages(Pages):
             left = request.sectors
             table = b""
             try:
-                for page in self._views(request.grefs):
+                for page in self.cache.pages(request.grefs):
                     count = min(left, SEGMENTS_PER_INDIRECT)
                     table += bytes(page[: count * SEGMENT_BYTES])
                     left -= count
@@ -105,10 +100,10 @@ class PersistentPages(Pages):
 
     def begin(self, requests: list[Request]) -> tuple[list[Job], list[Job]]:
         jobs, lost = [], []
-        views = self._views
+        pages = self.cache.pages
         for request in requests:
             try:
-                buffers = views(request.grefs)
+                buffers = pages(request.grefs)
                 if request.firsts:
                     parts = zip(buffers, request.firsts, request.lasts, strict=True)
                     buffers = [page[first * SECTOR : (last + 1) * SECTOR] for page, first, last in parts]
@@ -121,54 +116,22 @@ class PersistentPages(Pages):
         self._in_use += len(jobs)
         return jobs, lost
 
-    def _views(self, grefs: tuple[int, ...]) -> list[memoryview]:
-        """The pages of these references, mapped if they are not yet.
-
-        Raises:
-            GrantError: one of them cannot be; those before it stay mapped.
-        """
-        mapped = self.mapped
-        self.used.append(grefs)
-        try:
-            return [mapped[gref] for gref in grefs]
-        except KeyError:
-            return [mapped[gref] if gref in mapped else self._map(gref) for gref in grefs]
-
-    def _map(self, gref: int) -> memoryview:
-        mapping = self._grants.map(self._domid, [Gref(gref)])
-        self._mappings[gref] = mapping
-        self.mapped[gref] = mapping.view
-        return mapping.view
-
     def finish(self, jobs: list[Job]) -> None:
         for job in jobs:
             job.buffers = []
         self._in_use -= len(jobs)
-        if len(self.mapped) > self._limit and not self._in_use:
-            self._shrink()
-
-    def _shrink(self) -> None:
-        """Drop the least recently used pages; the frontend may grant others for ever."""
-        keep: set[int] = set()
-        for grefs in reversed(self.used):
-            if len(keep) + len(grefs) > self._limit:
-                break
-            keep.update(grefs)
-        for gref in [gref for gref in self.mapped if gref not in keep][: len(self.mapped) - self._limit]:
-            del self.mapped[gref]
-            self._mappings.pop(gref).unmap()
+        if self.cache.over_limit and not self._in_use:
+            self.cache.trim()
 
     def close(self) -> None:
-        self._limit = 0
-        self.used.clear()
-        self._shrink()
+        self.cache.close()
 
 
 class CopiedPages(Pages):
     """Data is copied to and from buffers of our own, a whole batch in one call.
 
     Args:
-        grants: the door.
+        grants: the grant tables.
         domid: the frontend's domain.
     """
 
@@ -180,15 +143,13 @@ class CopiedPages(Pages):
         self._taken: dict[Job, memoryview] = {}
 
     def fetch(self, requests: list[Request]) -> list[bytes | None]:
+        batch: CopyBatch[int] = CopyBatch(self._grants, self._domid)
         tables = [bytearray(request.sectors * SEGMENT_BYTES) for request in requests]
-        segments, owners = [], []
         for number, (request, table) in enumerate(zip(requests, tables, strict=True)):
             view = memoryview(table)
             for page, gref in enumerate(request.grefs):
-                part = view[page * PAGE_SIZE : (page + 1) * PAGE_SIZE]
-                segments.append(Copy(False, self._domid, Gref(gref), 0, part))
-                owners.append(number)
-        failed = {owner for owner, result in zip(owners, self._results(segments), strict=True) if result}
+                batch.add(number, gref, 0, view[page * PAGE_SIZE : (page + 1) * PAGE_SIZE], to_grant=False)
+        failed = set(batch.run())
         return [None if number in failed else bytes(table) for number, table in enumerate(tables)]
 
     def begin(self, requests: list[Request]) -> tuple[list[Job], list[Job]]:
@@ -207,27 +168,17 @@ class CopiedPages(Pages):
         return job
 
     def _copy(self, jobs: list[Job], *, to_grant: bool) -> None:
-        segments, owners = [], []
+        """Copy the jobs' data to or from the frontend's pages; a job whose page cannot be had gets ERROR."""
+        batch: CopyBatch[Job] = CopyBatch(self._grants, self._domid)
+        add = batch.add
         for job in jobs:
             at = 0
             for gref, first, last in job.request.segments():
                 length = (last - first + 1) * SECTOR
-                local = job.buffers[0][at : at + length]
-                segments.append(Copy(to_grant, self._domid, Gref(gref), first * SECTOR, local))
-                owners.append(job)
+                add(job, gref, first * SECTOR, job.buffers[0][at : at + length], to_grant=to_grant)
                 at += length
-        for job, result in zip(owners, self._results(segments), strict=True):
-            if result:
-                job.status = ERROR
-
-    def _results(self, segments: list[Copy]) -> list[int]:
-        """Have segments copied; a status for each."""
-        if not segments:
-            return []
-        try:
-            return self._grants.copy(segments)
-        except GrantError:
-            return [-1] * len(segments)
+        for job in batch.run():
+            job.status = ERROR
 
     def finish(self, jobs: list[Job]) -> None:
         self._copy([job for job in jobs if job.request.op == READ and job.status == OKAY], to_grant=True)
@@ -246,5 +197,6 @@ def _round_up(size: int) -> int:
 
 
 SMALL_BYTES = _round_up(REQUEST_BYTES_MAX)
+"""Size of the buffer of a request whose segments fit its slot."""
 LARGE_BYTES = INDIRECT_SEGMENTS_MAX * PAGE_SIZE
-"""The two sizes of a buffer: for a request in a slot, and for an indirect one."""
+"""Size of the buffer of an indirect request."""

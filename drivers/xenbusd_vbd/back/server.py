@@ -9,7 +9,7 @@ from collections.abc import Callable
 from xenbusd.api import BackLink, BatchSize, Raw
 from xenbusd_vbd.back.fast_path import FastPath
 from xenbusd_vbd.back.limits import Limits
-from xenbusd_vbd.back.pages import Pages, PersistentPages
+from xenbusd_vbd.back.pages import Pages
 from xenbusd_vbd.image.engine import Engine, Job
 from xenbusd_vbd.protocol import (
     ERROR,
@@ -69,9 +69,7 @@ class BlockServer:
         self._pages = pages
         self._limits = limits
         self._indirect_segments = indirect_segments
-        self._fast: FastPath | None = None
-        if isinstance(pages, PersistentPages):
-            self._fast = FastPath(abi, pages.mapped, pages.used, indirect_segments)
+        self._fast = FastPath(abi, pages.cache, indirect_segments) if pages.cache is not None else None
         self._failed: Callable[[Request], None] | None = failed
         self._counters = link.counters
         self._pace = BatchSize(CHUNK)

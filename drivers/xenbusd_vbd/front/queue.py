@@ -9,8 +9,7 @@ import errno
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from xenbusd.api import PAGE_SIZE, FrontLink, OtherendError, Raw
-from xenbusd_vbd.front.pool import Pool
+from xenbusd.api import PAGE_SIZE, FrontLink, OtherendError, PagePool, Raw
 from xenbusd_vbd.protocol import (
     DISCARD,
     EOPNOTSUPP,
@@ -71,7 +70,7 @@ class BlockQueue:
         pump: called when slots have become free.
     """
 
-    def __init__(self, link: FrontLink[Raw, Raw], abi: Abi, pool: Pool, pump: Callable[[], None]) -> None:
+    def __init__(self, link: FrontLink[Raw, Raw], abi: Abi, pool: PagePool, pump: Callable[[], None]) -> None:
         self._link = link
         self._ring = link.ring
         self._abi = abi

@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from operator import attrgetter
 
-from xenbusd.api import PAGE_SIZE, FrontLink, Raw
+from xenbusd.api import PAGE_SIZE, FrontLink, PagePool, Raw
 from xenbusd_vbd.front.geometry import Geometry
-from xenbusd_vbd.front.pool import Pool
+from xenbusd_vbd.front.pool import largest_request
 from xenbusd_vbd.front.queue import CHUNK, BlockQueue, Done, Shadow
 from xenbusd_vbd.protocol import (
     DISCARD,
@@ -142,7 +142,12 @@ class RingDisk:
     # -- the rings -------------------------------------------------------------------------------------------------
 
     def attach(
-        self, links: Sequence[FrontLink[Raw, Raw]], abi: Abi, pool: Pool, geometry: Geometry, indirect_segments: int = 0
+        self,
+        links: Sequence[FrontLink[Raw, Raw]],
+        abi: Abi,
+        pool: PagePool,
+        geometry: Geometry,
+        indirect_segments: int = 0,
     ) -> list[BlockQueue]:
         """Use connected rings: first for every request that earlier ones left unanswered.
 
@@ -157,7 +162,7 @@ class RingDisk:
             A queue for each link, whose `drain` the link is to be started with.
         """
         self._geometry = geometry
-        self._most_sectors = pool.segments(indirect_segments) * SECTORS_PER_PAGE
+        self._most_sectors = largest_request(pool.size, indirect_segments) * SECTORS_PER_PAGE
         waiting, self._waiting = self._waiting, deque()
         for shadow in waiting:  # made for a backend that may have taken others than this one does
             if shadow.op in (FLUSH_DISKCACHE, WRITE_BARRIER):

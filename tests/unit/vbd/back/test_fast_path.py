@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.doubles.fake_grants import FRONTEND, FakeGrants
+from xenbusd.grants.cache import GrantCache
 from xenbusd.ids import PAGE_SIZE
 from xenbusd_vbd.back.fast_path import FastPath
 from xenbusd_vbd.protocol import FLUSH_DISKCACHE, OKAY, READ, WRITE, X86_32, X86_64, Abi, pack_segments
@@ -36,16 +37,18 @@ class Bench:
     def __init__(self, abi: Abi, fd: int) -> None:
         self.abi = abi
         self.fd = fd
-        self.pages = {gref: memoryview(bytearray(bytes([gref]) * PAGE_SIZE)) for gref in (100, 101)}
-        self.used: deque[tuple[int, ...]] = deque()
-        self.quick = FastPath(abi, self.pages, self.used, 256)
+        cache = GrantCache(FakeGrants((100, 101)), FRONTEND, 16)
+        cache.pages((100, 101))
+        cache.used.clear()
+        self.pages, self.used = cache.mapped, cache.used
+        self.fast = FastPath(abi, cache, 256)
 
     def answer(self, *slots: bytes, first: int = 0, ops: int = 2, sectors: int = SECTORS) -> list[tuple[int, int, int]]:
         """Have it do slots; its answers, parsed."""
         run = b"".join(slot.ljust(self.abi.slot_bytes, b"\xee") for slot in slots)
         count = len(slots) - first
-        self.quick.fd, self.quick.ops, self.quick.sectors = self.fd, ops, sectors
-        answers, self.moved = self.quick.answer(run, first, count)
+        self.fast.fd, self.fast.ops, self.fast.sectors = self.fd, ops, sectors
+        answers, self.moved = self.fast.answer(run, first, count)
         return [self.abi.parse_response(answer, 0) for answer in answers]
 
     def on_disk(self, page: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Limits of a disk: how long the next request waits, by a clock of the test's."""
+"""The limits of a disk: how long the next request waits, by a clock of the test's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xenbusd_vbd.back.limits import BURST_S, Limits
+from xenbusd.rate import BURST_S
+from xenbusd_vbd.back.limits import Limits
 
 
 def served(limits: Limits, size: int, seconds: float) -> int:

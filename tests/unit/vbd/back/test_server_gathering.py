@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,7 +37,7 @@ class Bench:
         self.pair = RingPair()
         self.link = FakeLink(self.pair.back)
         link: Any = self.link
-        pages: Any = None
+        pages: Any = SimpleNamespace(cache=None)
         self.server = server.BlockServer(link, X86_64, None, pages, Limits())
         self.to_come = 0
         self.miss = 0
