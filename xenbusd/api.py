@@ -5,7 +5,7 @@ A driver is two classes, one for each end, in a package of its own, named by ent
 """
 
 from xenbusd.bus.backend import BackendDevice
-from xenbusd.bus.driver import API_VERSION, Backend, Directories, Frontend
+from xenbusd.bus.driver import API_VERSION, Backend, Directories, Frontend, ScriptCall
 from xenbusd.bus.frontend import FrontendDevice
 from xenbusd.bus.link import BackLink, FrontLink
 from xenbusd.bus.nodes import NodeType, boolean, choice, text, unsigned
@@ -73,6 +73,7 @@ __all__ = [
     "ResourceError",
     "RingError",
     "RingFormat",
+    "ScriptCall",
     "Seen",
     "Share",
     "Slot",

@@ -10,12 +10,15 @@ import asyncio
 import os
 import signal
 import socket
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from typing import Any
 
 from xenbusd import log, registry
 from xenbusd.arbiter.arbiter import RELEASE_S, Arbiter, restore
 from xenbusd.arbiter.kernel_bus import KernelBus
 from xenbusd.bus.device import Device
+from xenbusd.bus.driver import Driver
 from xenbusd.bus.runtime import GUEST_WINDOW, Runtime
 from xenbusd.bus.state import Side
 from xenbusd.config import Config
@@ -23,9 +26,10 @@ from xenbusd.control.server import ControlServer
 from xenbusd.errors import StoreLost, UsageError
 from xenbusd.host.interface import Host
 from xenbusd.hotplug import ScriptRunner
-from xenbusd.ids import DOM0, Domid
+from xenbusd.ids import DOM0, DeviceClass, Domid
 from xenbusd.process import notify
 from xenbusd.process.descriptors import allow_many
+from xenbusd.registry import Claims
 from xenbusd.store.client import StoreClient
 
 
@@ -82,7 +86,7 @@ class Daemon:
             domid = Domid(int(await store.read("domid")))
             arbiter = None
             if self.config.daemon.arbiter:
-                arbiter = Arbiter(self._kernel_bus, store, domid, registry.claims(drivers), self.log)
+                arbiter = Arbiter(self._kernel_bus, store, domid, Claims.of(drivers, shared=True), self.log)
             self.runtime = runtime = Runtime(
                 store,
                 self.host,
@@ -92,7 +96,7 @@ class Daemon:
                 run_dir=make_run_dir(self.config.run_dir(domid)),
                 owns_run_dir=True,
                 options=self.config.drivers,
-                hotplug=self._script_runner() if self.side is Side.BACKEND else None,
+                hotplug=self._script_runner(drivers) if self.side is Side.BACKEND else None,
                 is_ours=arbiter.is_ours if arbiter is not None else None,
             )
             control = ControlServer(self, runtime.services, domid)
@@ -102,13 +106,14 @@ class Daemon:
                 await stack.enter_async_context(arbiter.arbitrating())
             await self._serve(runtime, domid, arbiter)
 
-    def _script_runner(self) -> ScriptRunner:
+    def _script_runner(self, drivers: Mapping[DeviceClass, type[Driver[Any]]]) -> ScriptRunner:
         config = self.config.hotplug
         return ScriptRunner(
             timeout_s=config.timeout_s,
             store_socket=self.host.store.socket_path,
             log=self.log,
             scripts_dir=config.scripts_dir,
+            drivers=drivers,
         )
 
     async def _serve(self, runtime: Runtime, domid: Domid, arbiter: Arbiter | None) -> None:
@@ -174,7 +179,7 @@ async def release(config: Config, kernel_bus: KernelBus | None = None) -> str:
     await restore(bus)
     from xenbusd.host.real import store_endpoint
 
-    claims = registry.claims(registry.find(Side.BACKEND, config.daemon.classes))
+    claims = Claims.of(registry.find(Side.BACKEND, config.daemon.classes), shared=True)
     try:
         async with asyncio.timeout(RELEASE_S), StoreClient(store_endpoint()) as store:
             domid = Domid(int(await store.read("domid")))

@@ -1,11 +1,14 @@
 """Runs hotplug scripts as libxl does, so that Xen's own and everybody's private ones work unchanged.
 
-A script makes ready what stands behind a device (a loop device, a bridge port) and tells by its exit status and by the
-nodes `hotplug-status` and `hotplug-error` how it went. It is run by exactly one party: libxl runs it for devices that
-`xl` attached; we run it for ours, and in a driver domain in the place of `xl devd` (T25).
+A script prepares the resource behind a device (a loop device, a bridge port) and reports success or failure by its exit
+status and by the nodes `hotplug-status` and `hotplug-error`. It is run by exactly one party: libxl runs it for devices
+that `xl` attached; we run it for ours, and in a driver domain in the place of `xl devd` (T25).
 
-Source: tools/libs/light/libxl_linux.c (get_hotplug_env, libxl__hotplug_disk, libxl__hotplug_nic), libxl_aoutils.c
-(async_exec_timeout), docs/misc/block-scripts.txt.
+Its environment is the same for every class but for what the class's driver adds, which also gives its arguments
+(`Backend.script_call`).
+
+Source: tools/libs/light/libxl_linux.c (get_hotplug_env), libxl_aoutils.c (async_exec_timeout),
+docs/misc/block-scripts.txt.
 """
 
 from __future__ import annotations
@@ -17,9 +20,11 @@ import re
 import signal
 import time
 from collections.abc import AsyncIterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from xenbusd.bus.driver import Backend, Driver
 from xenbusd.errors import HotplugError, LocalProtocolError
+from xenbusd.ids import DeviceClass, Devid, Domid
 from xenbusd.process.child import Child, child_environ
 from xenbusd.shipped import shipped_dir
 
@@ -36,6 +41,8 @@ NOT_EXECUTABLE = 126
 NOT_FOUND = 127
 """The statuses a shell gives when it cannot run a command."""
 
+NO_VARIABLES: Mapping[str, str] = {}
+
 
 class ScriptRunner:
     """Runs scripts, one at a time for each device, each in a process group of its own and under a time limit.
@@ -44,7 +51,9 @@ class ScriptRunner:
         timeout_s: seconds until a script's whole process group is killed.
         store_socket: the store's socket for xenstore-read and its kin (XENSTORED_PATH); None: where they look anyway.
         log: gets one line for each run.
-        scripts_dir: where a script given by its bare name is.
+        scripts_dir: the directory of scripts given by their bare names.
+        drivers: the backend drivers, by class, each of which says how its scripts are called; a class that is not among
+            them is called as a disk's script is.
     """
 
     def __init__(
@@ -54,11 +63,13 @@ class ScriptRunner:
         store_socket: str | None,
         log: FilteringBoundLogger,
         scripts_dir: str = "/etc/xen/scripts",
+        drivers: Mapping[DeviceClass, type[Driver[Any]]] | None = None,
     ) -> None:
         self._timeout_s = timeout_s
         self._store_socket = store_socket
         self._log = log
         self._scripts_dir = scripts_dir
+        self._drivers = {name: driver for name, driver in (drivers or {}).items() if issubclass(driver, Backend)}
         self._turns: dict[str, tuple[asyncio.Lock, list[object]]] = {}
 
     async def run(
@@ -68,7 +79,7 @@ class ScriptRunner:
         *,
         backend_path: str,
         device_class: str,
-        variables: Mapping[str, str] | None = None,
+        variables: Mapping[str, str] = NO_VARIABLES,
     ) -> None:
         """Run a script to its end.
 
@@ -77,22 +88,22 @@ class ScriptRunner:
 
         Args:
             script: an absolute path, or a bare name in `scripts_dir`.
-            action: "add" or "remove"; a vif's script gets "online" or "offline" instead, as it expects.
+            action: "add" or "remove".
             backend_path: "/local/domain/0/backend/vbd/3/51712"; the part before "backend" may be missing.
-            device_class: "vif" is called in its own way; all others as vbd is.
-            variables: more for the environment: netdev, INTERFACE.
+            device_class: whose driver says how the script is called.
+            variables: more for the environment: what only the device's driver knows, such as an interface's name.
 
         Raises:
             HotplugError: the script cannot be run, was killed at the time limit, or exited with another status than 0.
             LocalProtocolError: not an action or not a backend's path.
         """
+        if action not in ("add", "remove"):
+            raise LocalProtocolError(f"{action!r}: a hotplug script is run to add or to remove")
         kind, domid, devid = _parts(backend_path)
-        environ = self._environ(kind, domid, devid)
-        arguments = _arguments(device_class, action)
-        if device_class == "vif":
-            environ |= {"vif": f"vif{domid}.{devid}", "netdev": ""}
+        driver = self._drivers.get(DeviceClass(device_class), Backend)
+        arguments, extra = driver.script_call(action, Domid(int(domid)), Devid(int(devid)))
         path = self._locate(script)
-        environ |= {"script": path, **(variables or {})}
+        environ = {**self._environ(kind, domid, devid), **extra, "script": path, **variables}
         async with self._turn(f"{kind}/{domid}/{devid}"):
             started = time.monotonic()
             status, output = await self._execute([path, *arguments], environ)
@@ -108,7 +119,7 @@ class ScriptRunner:
         return len(self._turns)
 
     def _locate(self, script: str) -> str:
-        """Return the script's absolute path, having looked whether it can be run at all."""
+        """Return the script's absolute path, after checking that it can be run."""
         if "\0" in script or not (script.startswith("/") or re.fullmatch(r"[^/.][^/]*", script)):
             sentence = f"a script is an absolute path, or the name of a file in {self._scripts_dir}"
             raise HotplugError(script, NOT_FOUND, sentence)
@@ -164,12 +175,3 @@ def _parts(backend_path: str) -> tuple[str, str, str]:
     if found is None:
         raise LocalProtocolError(f"{backend_path!r} is not a backend's path")
     return found[1], found[2], found[3]
-
-
-def _arguments(device_class: str, action: str) -> list[str]:
-    """The script's arguments for an action."""
-    if action not in ("add", "remove"):
-        raise LocalProtocolError(f"{action!r}: a hotplug script is run to add or to remove")
-    if device_class == "vif":
-        return ["online" if action == "add" else "offline", "type_if=vif"]
-    return [action]

@@ -1,8 +1,14 @@
-"""Finds drivers: entry points of the group `xenbusd.drivers`, named "<device class>.<side>"."""
+"""Finds drivers, and says which devices are theirs.
+
+Drivers are entry points of the group `xenbusd.drivers`, named "<device class>.<side>". Where Linux has a backend for a
+class as well, both can serve in one domain; `Claims` is the one place that decides whose a device is.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -48,13 +54,49 @@ def find(side: Side, wanted: Iterable[str] | None = None) -> dict[DeviceClass, t
     return {name: _load(points[name], name, side) for name in names}
 
 
-def claims(drivers: Mapping[DeviceClass, type[Driver[Any]]]) -> dict[DeviceClass, str | None]:
-    """For each class that these backend drivers serve, the script that makes a device ours in arbiter mode.
+@dataclass(frozen=True)
+class Claims:
+    """Whose a backend device is: ours, or Linux's.
 
-    Returns:
-        A bare name; None: every device of the class is ours.
+    Args:
+        scripts: for each class that we serve, the hotplug script, by its bare name, whose devices are ours; None: every
+            device of the class is ours. See `Backend.claimed_by_script`.
     """
-    return {name: driver.claimed_by_script for name, driver in drivers.items() if issubclass(driver, Backend)}
+
+    scripts: Mapping[DeviceClass, str | None]
+
+    @classmethod
+    def of(cls, drivers: Mapping[DeviceClass, type[Driver[Any]]], *, shared: bool) -> Claims:
+        """What backend drivers claim.
+
+        Args:
+            drivers: from `find`; frontends among them claim nothing.
+            shared: Linux's backends serve in this domain too (arbiter mode). Otherwise each class is ours as a whole.
+        """
+        backends = {name: driver for name, driver in drivers.items() if issubclass(driver, Backend)}
+        return cls({name: driver.claimed_by_script if shared else None for name, driver in backends.items()})
+
+    def serves(self, device_class: str) -> bool:
+        """Whether we have a backend driver for a class."""
+        return device_class in self.scripts
+
+    def is_ours(self, device_class: str, script: str | bytes | None) -> bool:
+        """Whether a device is ours to serve.
+
+        Args:
+            device_class: its class, in any spelling; of a class that we do not serve nothing is ours.
+            script: the node `script` of its backend directory, a bare name or a path; None: there is none.
+        """
+        if not self.serves(device_class):
+            return False
+        wanted = self.scripts[DeviceClass(device_class)]
+        return wanted is None or os.path.basename(os.fsencode(script or b"")) == os.fsencode(wanted)
+
+
+def linux_modules(drivers: Mapping[DeviceClass, type[Driver[Any]]]) -> dict[DeviceClass, str]:
+    """The kernel modules with Linux's own backends for the classes of these drivers, as modprobe takes them."""
+    found = {name: driver.linux_module for name, driver in drivers.items() if issubclass(driver, Backend)}
+    return {name: module for name, module in found.items() if module is not None}
 
 
 def _class_of(point: EntryPoint, name: str) -> DeviceClass:

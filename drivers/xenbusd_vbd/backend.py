@@ -49,6 +49,7 @@ class VbdBackend(Backend, device_class="vbd"):
     """Serve one disk."""
 
     claimed_by_script = "block-xenbusd"
+    linux_module = "xen-blkback"
     live = LIVE
 
     @classmethod

@@ -7,16 +7,33 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from xenbusd import log
+from xenbusd.bus.backend import BackendDevice
+from xenbusd.bus.driver import Backend, Driver, ScriptCall
 from xenbusd.errors import HotplugError, LocalProtocolError
 from xenbusd.hotplug import ScriptRunner
+from xenbusd.ids import DeviceClass, Devid, Domid
 
 VBD = "/local/domain/0/backend/vbd/3/51712"
 
 Script = Callable[..., str]
+
+
+class VifBackend(Backend, device_class="vif"):
+    """As far as its scripts go, a backend of network interfaces."""
+
+    @classmethod
+    def script_call(cls, action: str, domid: Domid, devid: Devid) -> ScriptCall:
+        """As libxl__hotplug_nic has it."""
+        variables = {"vif": f"vif{domid}.{devid}", "netdev": ""}
+        return ScriptCall(("online" if action == "add" else "offline", "type_if=vif"), variables)
+
+    async def run(self, dev: BackendDevice) -> None:
+        """Never called."""
 
 
 @pytest.fixture
@@ -37,7 +54,10 @@ def script(tmp_path: Path) -> Script:
 @pytest.fixture
 def runner(tmp_path: Path) -> ScriptRunner:
     """A runner with a long limit, which no test reaches."""
-    return ScriptRunner(timeout_s=60, store_socket=None, log=log.get(), scripts_dir=str(tmp_path / "scripts"))
+    drivers: dict[DeviceClass, type[Driver[Any]]] = {VifBackend.device_class: VifBackend}
+    return ScriptRunner(
+        timeout_s=60, store_socket=None, log=log.get(), scripts_dir=str(tmp_path / "scripts"), drivers=drivers
+    )
 
 
 @pytest.fixture
@@ -69,7 +89,8 @@ async def test_t25_block_script(runner: ScriptRunner, script: Script, tmp_path: 
 
 
 async def test_t25_vif_script(runner: ScriptRunner, script: Script, tmp_path: Path) -> None:
-    """T25: a network interface's script gets online or offline and type_if=vif, and vif and netdev besides."""
+    """T25: a network interface's script gets online or offline and type_if=vif, and vif and netdev besides: its driver
+    says so, and what is known of one device alone goes before that."""
     path = script('echo "$#:$*" > args; env > environ')
     await runner.run(path, "add", backend_path="backend/vif/7/1", device_class="vif")
     assert (tmp_path / "args").read_text() == "2:online type_if=vif\n"
@@ -78,7 +99,8 @@ async def test_t25_vif_script(runner: ScriptRunner, script: Script, tmp_path: Pa
     assert environ["XENBUS_PATH"] == "backend/vif/7/1"
     await runner.run(path, "remove", backend_path="backend/vif/7/1", device_class="vif", variables={"netdev": "eth0"})
     assert (tmp_path / "args").read_text() == "2:offline type_if=vif\n"
-    assert shown(tmp_path / "environ")["netdev"] == "eth0"
+    environ = shown(tmp_path / "environ")
+    assert (environ["vif"], environ["netdev"]) == ("vif7.1", "eth0")
 
 
 async def test_t25_type_is_the_backends_kind(runner: ScriptRunner, script: Script, tmp_path: Path) -> None:

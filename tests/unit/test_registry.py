@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from importlib.metadata import EntryPoint
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,8 @@ from xenbusd.bus.driver import Backend, Driver, Frontend
 from xenbusd.bus.frontend import FrontendDevice
 from xenbusd.bus.state import Side
 from xenbusd.errors import DriverError, UsageError
+from xenbusd.ids import DeviceClass
+from xenbusd.registry import Claims
 
 
 class ToyBackend(Backend, device_class="toy"):
@@ -180,17 +183,65 @@ def test_what_is_found_can_be_made() -> None:
         assert isinstance(driver(), Driver)
 
 
-def test_claims() -> None:
-    """A class is claimed whole, or by the script that its backend names; frontends claim nothing."""
+class SharedBackend(ToyBackend, device_class="shared"):
+    """A backend of a class that Linux has one for too."""
 
-    class SharedBackend(ToyBackend, device_class="shared"):
-        claimed_by_script = "block-toy"
+    claimed_by_script = "block-toy"
+    linux_module = "xen-toyback"
 
-    drivers = {driver.device_class: driver for driver in (AppleBackend, SharedBackend, ToyFrontend)}
-    assert registry.claims(drivers) == {"apple": None, "shared": "block-toy"}
+
+DRIVERS: dict[DeviceClass, type[Driver[Any]]] = {
+    driver.device_class: driver for driver in (AppleBackend, SharedBackend, ToyFrontend)
+}
+
+
+@pytest.mark.parametrize("script", [None, b"", "block-toy", b"/etc/xen/scripts/block"])
+def test_a_class_that_linux_does_not_serve_is_ours_as_a_whole(script: str | bytes | None) -> None:
+    """Whatever script a device has."""
+    assert Claims.of(DRIVERS, shared=True).is_ours("apple", script)
+
+
+@pytest.mark.parametrize(
+    ("script", "ours"),
+    [
+        ("block-toy", True),
+        (b"block-toy", True),
+        (b"/etc/xen/scripts/block-toy", True),
+        ("/usr/local/block-toy", True),
+        (b"/etc/xen/scripts/block", False),
+        (b"block-toy/", False),
+        (b"\xff", False),
+        (b"", False),
+        (None, False),
+    ],
+)
+def test_where_linux_serves_too_the_script_decides(script: str | bytes | None, ours: bool) -> None:
+    """By its name alone, wherever it is."""
+    assert Claims.of(DRIVERS, shared=True).is_ours("shared", script) is ours
+
+
+def test_where_linux_does_not_serve_every_device_is_ours() -> None:
+    """Outside arbiter mode the script decides nothing."""
+    claims = Claims.of(DRIVERS, shared=False)
+    assert claims.is_ours("shared", "/etc/xen/scripts/block")
+    assert claims.is_ours("shared", None)
+
+
+@pytest.mark.parametrize("device_class", ["vif", "toy", "", "a b"])
+def test_a_class_without_a_backend_of_ours_is_not_ours(device_class: str) -> None:
+    """Nor one that we have only a frontend for; a name from the store or the kernel may be anything."""
+    claims = Claims.of(DRIVERS, shared=False)
+    assert not claims.serves(device_class)
+    assert not claims.is_ours(device_class, "block-toy")
+
+
+def test_linux_modules() -> None:
+    """The driver names the module: of a class that Linux has no backend for there is none."""
+    assert registry.linux_modules(DRIVERS) == {"shared": "xen-toyback"}
 
 
 def test_disks_are_shared_with_linux() -> None:
     """Of the tree's own classes, Linux has a backend for vbd: there the script decides."""
-    claims = registry.claims(registry.find(Side.BACKEND, ["echo", "vbd"]))
-    assert claims == {"echo": None, "vbd": "block-xenbusd"}
+    drivers = registry.find(Side.BACKEND, ["echo", "vbd"])
+    assert Claims.of(drivers, shared=True) == Claims({DeviceClass("echo"): None, DeviceClass("vbd"): "block-xenbusd"})
+    assert registry.linux_modules(drivers) == {"vbd": "xen-blkback"}

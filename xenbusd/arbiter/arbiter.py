@@ -8,16 +8,16 @@ already and is never handed over: a ring of ours that waits for the next daemon 
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 
-from xenbusd.arbiter.kernel_bus import BUS_ID_MAX, KernelBus, following, open_uevents
-from xenbusd.bus.paths import DeviceId
+from xenbusd.arbiter.kernel_bus import KernelBus, following, open_uevents
+from xenbusd.bus.paths import BUS_ID_MAX, DeviceId
 from xenbusd.bus.state import State, parse_state
 from xenbusd.errors import AccessDenied, NodeNotFound, StoreError, StoreLost, UsageError
-from xenbusd.ids import DeviceClass, Domid
+from xenbusd.ids import Domid
 from xenbusd.log import Logger
+from xenbusd.registry import Claims
 from xenbusd.store.client import StoreClient
 
 RESYNC_S = 3.0
@@ -34,7 +34,7 @@ class Arbiter:
         bus: the kernel's.
         store: where devices say what they are.
         domid: our own domain.
-        claims: the classes that we serve; for each the hotplug script that makes a device ours, or None: all are.
+        claims: which devices are ours.
         log: gets one line for each device that is handed over or left.
     """
 
@@ -43,7 +43,7 @@ class Arbiter:
         bus: KernelBus,
         store: StoreClient,
         domid: Domid,
-        claims: Mapping[DeviceClass, str | None],
+        claims: Claims,
         log: Logger,
     ) -> None:
         self.bus = bus
@@ -101,7 +101,7 @@ class Arbiter:
         """Say whether a device of a class that we serve is ours. One that the kernel has bound is not."""
         bus_id = id.log_name
         told = bus_id in self._told
-        if not self._is_claimed(id.device_class, await self._read(id.backend_path + "/script")):
+        if not self._claims.is_ours(id.device_class, await self._read(id.backend_path + "/script")):
             if len(bus_id) > BUS_ID_MAX and not told:
                 self._told.add(bus_id)
                 complaint = f"it is Linux's, which takes no name of over {BUS_ID_MAX} characters"
@@ -166,7 +166,7 @@ class Arbiter:
         path = self._home + nodename
         if parse_state(await self._read(path + "/state")) is not State.INITIALISING:
             return False
-        return not self._is_claimed(class_of(bus_id), await self._read(path + "/script"))
+        return not self._claims.is_ours(class_of(bus_id), await self._read(path + "/script"))
 
     async def _hand_over(self, bus_id: str) -> bool:
         """Have the kernel bind a device; its driver is loaded if need be. One that no driver takes is tried again when
@@ -191,20 +191,12 @@ class Arbiter:
         device_class = class_of(bus_id)
         if complaint is None:
             self._log.warning("device.unserved", device=bus_id, error="Linux's driver refused it")
-        elif device_class in self._claims:
+        elif self._claims.serves(device_class):
             todo = "in arbiter mode nothing in /etc/modprobe.d may keep it away"
             self._log.warning("device.unserved", device=bus_id, error=complaint, todo=todo)
         elif device_class not in self._driverless:
             self._driverless.add(device_class)
             self._log.info("class.unserved", device_class=device_class, reason=complaint)
-
-    def _is_claimed(self, device_class: str, script: bytes | None) -> bool:
-        """The rule: a class that we serve is ours; where Linux has a backend for it too, the script's name decides."""
-        try:
-            wanted = self._claims[DeviceClass(device_class)]
-        except KeyError:
-            return False
-        return wanted is None or os.path.basename(script or b"") == wanted.encode()
 
     async def _read(self, path: str) -> bytes | None:
         try:

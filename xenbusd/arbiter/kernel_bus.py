@@ -27,9 +27,6 @@ MODPROBE = "/sbin/modprobe"
 MODPROBE_S = 5.0
 """How long loading a module may take; libxl gives up on its device after 10 s."""
 
-BUS_ID_MAX = 19
-"""Characters of a bus id such as "vbd-5-51712". Linux passes a longer one over in silence (XEN_BUS_ID_SIZE)."""
-
 UEVENT_BYTES = 16384
 """More than the kernel puts into one message (UEVENT_BUFFER_SIZE and a header)."""
 

@@ -11,7 +11,7 @@ from xenbusd.bus.frontend import FrontendDevice
 from xenbusd.bus.paths import parse_number
 from xenbusd.bus.state import Side
 from xenbusd.errors import UsageError
-from xenbusd.ids import DeviceClass, Devid
+from xenbusd.ids import DeviceClass, Devid, Domid
 
 API_VERSION = 1
 """Raised when a driver written for the version before would no longer work."""
@@ -24,6 +24,14 @@ class Directories(NamedTuple):
 
     backend: dict[str, str]
     frontend: dict[str, str]
+
+
+class ScriptCall(NamedTuple):
+    """How a hotplug script is called, besides what is the same for every class."""
+
+    arguments: tuple[str, ...]
+    variables: Mapping[str, str] = {}
+    """More for its environment."""
 
 
 class Driver(ABC, Generic[Dev]):
@@ -69,6 +77,9 @@ class Backend(Driver[BackendDevice]):
     """For a class that Linux has a backend for as well: the hotplug script, by its bare name, whose devices are ours
     in arbiter mode. None: every device of the class is ours."""
 
+    linux_module: ClassVar[str | None] = None
+    """Linux's own backend for the class: the kernel module, as modprobe takes it. None: Linux has none."""
+
     live: ClassVar[Mapping[str, str]] = {}
     """Keys of the backend's directory that may be changed while it is Connected, and what they mean."""
 
@@ -104,6 +115,21 @@ class Backend(Driver[BackendDevice]):
         if unknown := sorted(set(parameters) - set(cls.live)):
             raise UsageError(f"{cls.device_class}: {unknown[0]!r} cannot be changed in use")
         return dict(parameters)
+
+    @classmethod
+    def script_call(cls, action: str, domid: Domid, devid: Devid) -> ScriptCall:
+        """Say how the class's hotplug scripts are called, as libxl calls them. By default as a disk's are: with the
+        action alone.
+
+        Args:
+            action: "add", before the device connects for the first time, or "remove", after it has closed for good.
+            domid: the frontend's domain.
+            devid: the device's number.
+
+        Source: tools/libs/light/libxl_linux.c (libxl__hotplug_disk, libxl__hotplug_nic).
+        """
+        del domid, devid
+        return ScriptCall((action,))
 
 
 class Frontend(Driver[FrontendDevice]):

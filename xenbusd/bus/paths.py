@@ -16,6 +16,10 @@ from xenbusd.ids import DOM0, DOMID_FIRST_RESERVED, DeviceClass, Devid, Domid
 _CLASS = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}", re.ASCII)
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
 
+BUS_ID_MAX = 19
+"""Characters of a device's bus id such as "vbd-5-51712", at most. Linux has room for one more byte, the final NUL, and
+makes no bus device for a longer one, without a word (include/xen/xenbus.h, XEN_BUS_ID_SIZE)."""
+
 
 @dataclass(frozen=True)
 class DeviceId:

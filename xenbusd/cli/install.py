@@ -317,15 +317,14 @@ def _check_unused(mode: str | None, what: str) -> None:
 
 async def _used(mode: str | None) -> list[str]:
     """Our devices that are not closed, as the store says: a daemon may just be starting. None if there is no store."""
-    claims = registry.claims(registry.find(Side.BACKEND, None))
+    claims = registry.Claims.of(registry.find(Side.BACKEND, None), shared=mode == "arbiter")
     found = []
     try:
         async with asyncio.timeout(STORE_S), StoreClient(store_endpoint()) as store:
             for id in await toolstack.devices(store, Domid(int(await store.read("domid")))):
                 pair = await toolstack.observe(store, id)
-                script = claims.get(id.device_class)
-                theirs = mode == "arbiter" and script is not None and os.path.basename(pair.script or "") != script
-                if id.device_class in claims and not theirs and pair.backend not in (State.UNKNOWN, State.CLOSED):
+                in_use = pair.backend not in (State.UNKNOWN, State.CLOSED)
+                if in_use and claims.is_ours(id.device_class, pair.script):
                     found.append(str(id))
     except (StoreLost, TimeoutError):
         pass

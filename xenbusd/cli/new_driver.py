@@ -10,7 +10,7 @@ from string import Template
 
 import click
 
-from xenbusd.bus.paths import check_class
+from xenbusd.bus.paths import BUS_ID_MAX, check_class
 from xenbusd.cli.exits import sentences
 from xenbusd.errors import UsageError
 from xenbusd.ids import DeviceClass
@@ -28,9 +28,6 @@ TAKEN = frozenset(
 Source: tools/libs/light/libxl_types_internal.idl (device_kind); xen/include/public/io/.
 """
 
-BUS_ID_MAX = 20
-"""Bytes of "<class>-<domid>-<devid>", its end included, in Linux' sysfs (include/xen/xenbus.h, XEN_BUS_ID_SIZE)."""
-
 _NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*", re.ASCII)
 
 
@@ -46,9 +43,9 @@ def new_driver(name: str, into: Path) -> None:
         folder = into / project_name(device_class)
         for path in write_package(device_class, folder):
             click.echo(f"wrote {path}")
-        if len(f"{device_class}-32751-0") >= BUS_ID_MAX:
+        if len(f"{device_class}-32751-0") > BUS_ID_MAX:
             click.echo(
-                f"note: {device_class} is long. Class, domid and devid together must stay under {BUS_ID_MAX} letters "
+                f"note: {device_class} is long. Class, domid and devid together may have {BUS_ID_MAX} characters "
                 "for Linux to show a device in /sys; it works without that.",
                 err=True,
             )

@@ -19,11 +19,12 @@ from xenbusd.arbiter.kernel_bus import KernelBus
 from xenbusd.bus.paths import DeviceId
 from xenbusd.errors import UsageError
 from xenbusd.ids import DOM0, DeviceClass, Devid, Domid
+from xenbusd.registry import Claims
 from xenbusd.store.client import StoreClient
 from xenbusd.store.endpoint import unix_endpoint
 from xenbusd.store.server import StoreServer
 
-CLAIMS = {DeviceClass("vbd"): "block-xenbusd", DeviceClass("echo"): None}
+CLAIMS = Claims({DeviceClass("vbd"): "block-xenbusd", DeviceClass("echo"): None})
 OURS, STOCK = "/etc/xen/scripts/block-xenbusd", "/etc/xen/scripts/block"
 XVDA = 51712
 
