@@ -261,7 +261,7 @@ def answers(domid: int, chunks: list[bytes]) -> tuple[bytes, bool]:
             if not wire.closed:
                 connection.data_received(chunk)
         connection.connection_lost(None)
-        assert not state.domains.get(domid).callers
+        assert not state.callers(state.domains.get(domid))
         assert not state.watches
         return wire.out, wire.closed
 

@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from xenbusd.ids import DOMID_FIRST_RESERVED
 from xenbusd.store.server.permissions import ALL, Permissions
 from xenbusd.store.server.quotas import Quotas, Refusal
-
-if TYPE_CHECKING:
-    from xenbusd.store.server.caller import Caller
 
 DOMID_SELF = 0x7FF0
 """Whoever asks (xen.h, DOMID_SELF)."""
@@ -35,7 +31,6 @@ class Domain:
         self.released = False
         self.watches = 0
         self.transactions = 0
-        self.callers: set[Caller] = set()
 
     def allow(self, perms: Permissions) -> int:
         """Return what the domain may do with a node of these permissions: a mask of READ, WRITE, OWN."""

@@ -27,23 +27,30 @@ class State:
         self.tree = Tree()
         self.watches = Watches()
         self.domains = Domains(quotas)
+        self._callers: dict[Domain, set[Caller]] = {}
         self.closed = False
 
     def join(self, caller: Caller) -> None:
         """Take in a new caller."""
-        caller.domain.callers.add(caller)
+        self._callers.setdefault(caller.domain, set()).add(caller)
+
+    def callers(self, domain: Domain) -> list[Caller]:
+        """Return the domain's connections."""
+        return list(self._callers.get(domain, ()))
 
     def leave(self, caller: Caller) -> None:
         """Forget a caller with its watches and transactions. Idempotent."""
         self.reset(caller)
-        caller.domain.callers.discard(caller)
+        here = self._callers.get(caller.domain, set())
+        here.discard(caller)
+        if not here:
+            self._callers.pop(caller.domain, None)
 
     def close(self) -> None:
         """End every connection, and let no other begin."""
         self.closed = True
-        for domain in self.domains:
-            for caller in list(domain.callers):
-                caller.drop()
+        for caller in [caller for here in self._callers.values() for caller in here]:
+            caller.drop()
 
     def introduce(self, domid: int) -> None:
         """Make a domain known and fire @introduceDomain; nothing if it is known.
@@ -63,7 +70,7 @@ class State:
         """
         domain = self.domains.forget(domid)
         if domain is not None:
-            for caller in list(domain.callers):
+            for caller in self.callers(domain):
                 self.leave(caller)
                 caller.drop()
         self._disown(domid)

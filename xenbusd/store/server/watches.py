@@ -9,19 +9,31 @@ Source: docs/misc/xenstore.txt (WATCH), tools/xenstore/xenstored_watch.c.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from xenbusd.store.server.domains import Domain
 from xenbusd.store.server.tree import ROOT
 
-if TYPE_CHECKING:
-    from xenbusd.store.server.caller import Caller
+
+class Listener(Protocol):
+    """The connection that a watch belongs to, as far as the watch knows it."""
+
+    @property
+    def domain(self) -> Domain:
+        """The domain that it acts as."""
+
+    def notify(self, watch: Watch, path: bytes) -> None:
+        """Keep an event until the connection takes it."""
+
+    def discard(self, watch: Watch) -> None:
+        """Drop the events kept for a watch that was removed."""
 
 
 class Watch:
     """One registration.
 
     Args:
-        caller: who hears of it.
+        caller: the connection that is notified.
         path: the absolute path, or the name of a special watch such as @releaseDomain.
         token: what the caller recognises it by.
         cut: bytes that are taken off the front of each path reported: not 0 if it was given as a relative path.
@@ -29,7 +41,7 @@ class Watch:
 
     __slots__ = ("caller", "cut", "path", "token")
 
-    def __init__(self, caller: Caller, path: bytes, token: bytes, cut: int) -> None:
+    def __init__(self, caller: Listener, path: bytes, token: bytes, cut: int) -> None:
         self.caller = caller
         self.path = path
         self.token = token

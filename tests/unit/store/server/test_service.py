@@ -187,10 +187,10 @@ async def test_what_a_connection_has_ends_with_it(server: StoreServer, guest: Pe
     first = await Peer.of(server, 3)
     await first.ask(Op.WATCH, b"/a\0t\0")
     await first.ask(Op.TRANSACTION_START, b"\0")
-    assert (domain.watches, domain.transactions, len(domain.callers)) == (1, 1, 2)
+    assert (domain.watches, domain.transactions, len(server._state.callers(domain))) == (1, 1, 2)
     await first.close()
     async with asyncio.timeout(DEADLINE_S):
-        while len(domain.callers) > 1:
+        while len(server._state.callers(domain)) > 1:
             await guest.ask(Op.READ, b"/open\0")
     assert (domain.watches, domain.transactions) == (0, 0)
     assert not server._state.watches
@@ -214,7 +214,7 @@ async def test_a_peer_that_does_not_read_is_not_worked_for(server: StoreServer) 
         assert await other.ask(Op.READ, b"/open\0") == b"v"
     (stuck,) = [
         caller.drop.__self__  # type: ignore[attr-defined]
-        for caller in server._state.domains.get(3).callers
+        for caller in server._state.callers(server._state.domains.get(3))
         if caller.drop.__self__._paused  # type: ignore[attr-defined]
     ]
     kept: int = stuck._transport.get_write_buffer_size()
@@ -247,7 +247,7 @@ async def test_a_guest_that_takes_no_events_loses_its_connection() -> None:
         while not domain.watches:
             await writer.ask(Op.READ, b"/open\0")
         number = 0
-        while domain.callers:
+        while server._state.callers(domain):
             number += 1
             await writer.ask(Op.WRITE, b"/open/%0200d\0" % number)
     assert domain.watches == 0
