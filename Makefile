@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test xen-test xen-shell xen-bench check bench format clean
+.PHONY: help setup demo test xen-test xen-shell xen-bench check bench picture format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ bench: .venv/.complete ## Measure, and print a table
 xen-bench: .venv/.complete ## Measure disks on a real Xen host beside blkback's and qdisk's; 15 minutes (XENBUSD_BENCH=--help)
 	@.ci/setup want xen
 	@$(BIN)/python -m tests.bench.xen.run
+
+picture: .venv/.complete ## Count and draw the modules, into docs/architecture.md
+	@$(BIN)/python -m tests.structure --into docs/architecture.md
 
 format: .venv/.complete ## Put the code in order
 	$(BIN)/ruff format .
