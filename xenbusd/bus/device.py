@@ -90,7 +90,7 @@ class Device(ABC):
         self.otherend = Otherend(services.store, opposite_domid, otherend_path or id.path(self.side.opposite))
         self.options: Mapping[str, Any] = services.options.get(id.device_class, {})
         self.log = services.log.bind(device=id.log_name)
-        self.timeline = services.timelines.start(str(id))
+        self.timeline = services.timelines.start(id)
         self.counters: dict[str, int] = {"requests": 0, "bytes": 0, "errors": 0, "notifications": 0}
         """For `show` and the closing log line; a driver counts here."""
         self.details: Callable[[], dict[str, object]] | None = None

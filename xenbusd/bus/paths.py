@@ -23,7 +23,11 @@ makes no bus device for a longer one, without a word (include/xen/xenbus.h, XEN_
 
 @dataclass(frozen=True)
 class DeviceId:
-    """One device pair: a class, the two domains, and a number."""
+    """One device pair: a class, the two domains, and a number.
+
+    Its name, `str(id)`, is "vbd/3/51712", or "vbd/3/51712@7" if its backend is in domain 7 rather than in domain 0. The
+    two are different devices only to whoever sees several backend domains: a frontend domain has one of each number.
+    """
 
     device_class: DeviceClass
     frontend_domid: Domid
@@ -31,11 +35,13 @@ class DeviceId:
     backend_domid: Domid = DOM0
 
     def __str__(self) -> str:
-        return f"{self.device_class}/{self.frontend_domid}/{self.devid}"
+        backend = f"@{self.backend_domid}" if self.backend_domid != DOM0 else ""
+        return f"{self.device_class}/{self.frontend_domid}/{self.devid}{backend}"
 
     @property
     def log_name(self) -> str:
-        """The name in log lines, and Linux' bus id: "vbd-3-51712"."""
+        """The name in log lines and in the run directory, and Linux's bus id: "vbd-3-51712". It leaves the backend's
+        domain out, which is the same for all backends of a process."""
         return f"{self.device_class}-{self.frontend_domid}-{self.devid}"
 
     @cached_property
@@ -93,17 +99,22 @@ def parse_backend(root: str, path: str, backend_domid: Domid, device_class: Devi
 
 
 def parse_name(name: str) -> DeviceId:
-    """Read a device's name as commands take it: "vbd/3/51712".
+    """Read a device's name as commands take it, the inverse of `str(id)`: "vbd/3/51712" or "vbd/3/51712@7".
 
     Raises:
         UsageError
     """
-    parts = name.split("/")
+    pair, at, backend = name.partition("@")
+    parts = pair.split("/")
     if len(parts) == 3 and _CLASS.fullmatch(parts[0]):
         domid, devid = parse_number(parts[1], DOMID_FIRST_RESERVED - 1), parse_number(parts[2])
-        if domid is not None and devid is not None:
-            return DeviceId(DeviceClass(parts[0]), Domid(domid), Devid(devid))
-    raise UsageError(f"{name!r} is no device name: write CLASS/DOMID/DEVID, as in vbd/3/51712")
+        backend_domid = parse_number(backend, DOMID_FIRST_RESERVED - 1) if at else DOM0
+        if domid is not None and devid is not None and backend_domid is not None:
+            return DeviceId(DeviceClass(parts[0]), Domid(domid), Devid(devid), Domid(backend_domid))
+    raise UsageError(
+        f"{name!r} is no device name: write CLASS/DOMID/DEVID, as in vbd/3/51712, and behind it @ and the backend's "
+        "domid if that is not 0"
+    )
 
 
 def check_class(name: str) -> DeviceClass:

@@ -1,10 +1,12 @@
-"""What each end of a pair did, and when: the raw matter of the event diagram."""
+"""What each end of a pair did, and when: the events that `xenbusctl timeline` draws."""
 
 from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
 from dataclasses import dataclass
+
+from xenbusd.bus.paths import DeviceId
 
 ENTRIES_MAX = 64
 """Events kept for one device; a frontend that toggles its state cannot grow it."""
@@ -38,19 +40,19 @@ class Timeline:
 
 
 class Timelines:
-    """The timelines of all devices that this process has seen, by device name, bounded."""
+    """The timelines of all devices that this process has seen, bounded by `DEVICES_MAX`."""
 
     def __init__(self) -> None:
-        self._by_name: OrderedDict[str, Timeline] = OrderedDict()
+        self._by_id: OrderedDict[DeviceId, Timeline] = OrderedDict()
 
-    def start(self, name: str) -> Timeline:
-        """Begin a new timeline for a device; an older one of that name is forgotten."""
-        self._by_name.pop(name, None)
-        timeline = self._by_name[name] = Timeline()
-        while len(self._by_name) > DEVICES_MAX:
-            self._by_name.popitem(last=False)
+    def start(self, id: DeviceId) -> Timeline:
+        """Begin a new timeline for a device; its older one is forgotten."""
+        self._by_id.pop(id, None)
+        timeline = self._by_id[id] = Timeline()
+        while len(self._by_id) > DEVICES_MAX:
+            self._by_id.popitem(last=False)
         return timeline
 
-    def get(self, name: str) -> Timeline | None:
-        """The device's last timeline, of this life or the one before."""
-        return self._by_name.get(name)
+    def get(self, id: DeviceId) -> Timeline | None:
+        """The device's timeline, of its present life or else of its last; None if none is kept."""
+        return self._by_id.get(id)

@@ -126,7 +126,7 @@ def detach(context: Context, device: str, force: bool, deadline: float) -> None:
 @json_too
 @click.pass_obj
 def list_devices(context: Context) -> None:
-    """Show every device whose backend is in dom0, and what each one that is not Connected waits for."""
+    """Show every device, and what each one that is not Connected waits for."""
 
     async def run(store: StoreClient) -> None:
         found = [(id, await toolstack.observe(store, id)) for id in await toolstack.devices(store)]

@@ -14,7 +14,10 @@ from contextlib import closing, suppress
 from typing import Any, Protocol
 
 from xenbusd.bus.device import Device, Services
+from xenbusd.bus.paths import parse_name
 from xenbusd.bus.state import Side
+from xenbusd.bus.timeline import Timeline
+from xenbusd.errors import UsageError
 from xenbusd.ids import Domid
 from xenbusd.process.listener import Listener
 
@@ -87,12 +90,17 @@ class ControlServer:
                     return {"ok": self._details(dev)}
             return {"error": f"this daemon has no device {name}"}
         if command == "timeline":
-            timeline = self._services.timelines.get(str(name))
+            timeline = self._timeline(str(name))
             if timeline is None:
                 return {"error": f"this daemon has not seen a device {name}"}
             entries = [{"at": entry.at, "actor": entry.actor, "event": entry.event} for entry in timeline.entries]
             return {"ok": {"device": name, "started": timeline.started_wall, "entries": entries}}
         return {"error": f"no command {command!r}; there are list, show and timeline"}
+
+    def _timeline(self, name: str) -> Timeline | None:
+        with suppress(UsageError):
+            return self._services.timelines.get(parse_name(name))
+        return None
 
     def _about_daemon(self) -> dict[str, object]:
         return {

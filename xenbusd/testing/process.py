@@ -98,7 +98,7 @@ class Process:
 
         All states of its own end are there; of the other end's, those that it saw.
         """
-        timeline = self.services.timelines.get(str(id))
+        timeline = self.services.timelines.get(id)
         return [(entry.actor, entry.event) for entry in timeline.entries] if timeline is not None else []
 
     def states(self, id: DeviceId, actor: str) -> list[str]:

@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from xenbusd.bus.nodes import quote
-from xenbusd.bus.paths import DeviceId, backend_root, parse_backend
+from xenbusd.bus.paths import DeviceId, backend_root, parse_backend, parse_number
 from xenbusd.bus.state import Side, State, parse_state
 from xenbusd.errors import NodeNotFound, StoreError
-from xenbusd.ids import DOM0, DeviceClass, Domid
+from xenbusd.ids import DeviceClass, Domid
 from xenbusd.store.client import StoreClient
 
 
@@ -85,8 +85,14 @@ async def following(store: StoreClient, id: DeviceId) -> AsyncIterator[Callable[
             await watch.unwatch()
 
 
-async def devices(store: StoreClient, backend_domid: Domid = DOM0) -> list[DeviceId]:
-    """Find every device whose backend is in `backend_domid`, whoever made it."""
+async def devices(store: StoreClient, backend_domid: Domid | None = None) -> list[DeviceId]:
+    """Find every device, whoever made it.
+
+    Args:
+        store: a session that may read the backends' directories.
+        backend_domid: the domain of the backends; None: all domains, in order of their numbers, for which the session
+            must be domain 0's.
+    """
 
     async def names(path: str) -> list[str]:
         try:
@@ -94,12 +100,18 @@ async def devices(store: StoreClient, backend_domid: Domid = DOM0) -> list[Devic
         except NodeNotFound:
             return []
 
+    if backend_domid is not None:
+        backend_domids = [backend_domid]
+    else:
+        numbers = [parse_number(name) for name in await names("/local/domain")]
+        backend_domids = [Domid(number) for number in sorted(number for number in numbers if number is not None)]
     found = []
-    for kind in map(DeviceClass, await names(f"/local/domain/{backend_domid}/backend")):
-        root = backend_root(backend_domid, kind)
-        for domid in await names(root):
-            for devid in await names(f"{root}/{domid}"):
-                id = parse_backend(root, f"{root}/{domid}/{devid}", backend_domid, kind)
-                if id is not None:
-                    found.append(id)
+    for home in backend_domids:
+        for kind in map(DeviceClass, await names(f"/local/domain/{home}/backend")):
+            root = backend_root(home, kind)
+            for domid in await names(root):
+                for devid in await names(f"{root}/{domid}"):
+                    id = parse_backend(root, f"{root}/{domid}/{devid}", home, kind)
+                    if id is not None:
+                        found.append(id)
     return found

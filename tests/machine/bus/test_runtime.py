@@ -101,5 +101,5 @@ async def test_a_runtime_that_stops_leaves_the_other_s_devices_connected(machine
         assert await say(guests[1], ids[1], b"meanwhile") == [b"MEANWHILE"]
         async with worker(machine, GUESTS[0], run_dir) as successor:
             assert await say(guests[0], ids[0], b"after") == [b"AFTER"]
-            assert successor.services.timelines.get(str(ids[0])) is not None
+            assert successor.services.timelines.get(ids[0]) is not None
             assert guests[0].states(ids[0], "frontend").count("Connected") == 1

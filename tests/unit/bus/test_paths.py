@@ -23,9 +23,10 @@ SERVED_BY_7 = DeviceId(VBD, Domid(3), Devid(51712), Domid(7))
 
 
 def test_names_of_a_device() -> None:
-    """One for commands, one for the log, which is Linux' bus id."""
+    """One for commands, which tells of a backend outside dom0; one for the log, which is Linux' bus id."""
     assert str(XVDA) == "vbd/3/51712"
-    assert XVDA.log_name == "vbd-3-51712"
+    assert str(SERVED_BY_7) == "vbd/3/51712@7"
+    assert XVDA.log_name == SERVED_BY_7.log_name == "vbd-3-51712"
 
 
 def test_directories_are_libxls() -> None:
@@ -111,13 +112,17 @@ def test_other_paths_name_no_device(path: str) -> None:
 
 def test_a_name_is_read_back() -> None:
     """What `str` prints, commands take."""
-    assert parse_name("vbd/3/51712") == XVDA
+    assert parse_name("vbd/3/51712") == parse_name("vbd/3/51712@0") == XVDA
+    assert parse_name("vbd/3/51712@7") == SERVED_BY_7
     assert parse_name("my-class_2/0/0") == DeviceId(DeviceClass("my-class_2"), Domid(0), Devid(0))
 
 
 @pytest.mark.parametrize(
     "name",
-    ["", "vbd", "vbd/3", "vbd/3/", "/3/1", "vbd/3/1/2", "VBD/3/1", "vbd/3/xvda", "vbd/-1/1", "vbd/32752/1", "v bd/3/1"],
+    [
+        *("", "vbd", "vbd/3", "vbd/3/", "/3/1", "vbd/3/1/2", "VBD/3/1", "vbd/3/xvda", "vbd/-1/1", "vbd/32752/1"),
+        *("v bd/3/1", "vbd/3/1@", "vbd/3/1@x", "vbd/3/1@07", "vbd/3/1@32752", "vbd/3/1@7@7", "vbd/3@7/1", "vbd/3/@7"),
+    ],
 )
 def test_a_bad_name_says_how_to_write_one(name: str) -> None:
     """The message repeats what was written and shows the form."""

@@ -6,7 +6,14 @@ import time
 
 import pytest
 
+from xenbusd.bus.paths import DeviceId
 from xenbusd.bus.timeline import DEVICES_MAX, ENTRIES_MAX, Entry, Timeline, Timelines
+from xenbusd.ids import DeviceClass, Devid, Domid
+
+
+def device(number: int, backend: int = 0) -> DeviceId:
+    """A disk of domain 3."""
+    return DeviceId(DeviceClass("vbd"), Domid(3), Devid(number), Domid(backend))
 
 
 def test_events_are_kept_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,29 +43,37 @@ def test_a_frontend_that_toggles_cannot_grow_a_timeline() -> None:
 def test_a_device_that_comes_again_begins_anew() -> None:
     """The timeline of its life before is forgotten."""
     lines = Timelines()
-    first = lines.start("vbd/3/1")
+    first = lines.start(device(1))
     first.record("backend", "InitWait")
-    second = lines.start("vbd/3/1")
-    assert lines.get("vbd/3/1") is second
+    second = lines.start(device(1))
+    assert lines.get(device(1)) is second
     assert not second.entries
 
 
 def test_a_closed_devices_timeline_can_still_be_asked_for() -> None:
     """It stays until others push it out; a device never seen has none."""
     lines = Timelines()
-    line = lines.start("vbd/3/1")
-    assert lines.get("vbd/3/1") is line
-    assert lines.get("vbd/3/2") is None
+    line = lines.start(device(1))
+    assert lines.get(device(1)) is line
+    assert lines.get(device(2)) is None
+
+
+def test_devices_of_two_backend_domains_are_two() -> None:
+    """Though all else about them is the same."""
+    lines = Timelines()
+    here, there = lines.start(device(1)), lines.start(device(1, backend=7))
+    assert lines.get(device(1)) is here
+    assert lines.get(device(1, backend=7)) is there
 
 
 def test_the_oldest_timelines_go_first() -> None:
     """A guest that makes devices without end costs no more memory; one that came again counts as young."""
     lines = Timelines()
     for number in range(DEVICES_MAX):
-        lines.start(str(number))
-    lines.start("0")
-    lines.start("one more")
-    assert lines.get("1") is None
-    assert lines.get("0") is not None
-    assert lines.get("2") is not None
-    assert lines.get("one more") is not None
+        lines.start(device(number))
+    lines.start(device(0))
+    lines.start(device(DEVICES_MAX))
+    assert lines.get(device(1)) is None
+    assert lines.get(device(0)) is not None
+    assert lines.get(device(2)) is not None
+    assert lines.get(device(DEVICES_MAX)) is not None

@@ -65,3 +65,13 @@ async def test_devices_are_found_whoever_made_them(store: StoreClient) -> None:
     await store.write("/local/domain/0/backend/vbd/x/1/state", "1")
     assert [str(id) for id in await toolstack.devices(store)] == ["vbd/3/51712", "vif/7/0"]
     assert await toolstack.devices(store, Domid(7)) == []
+
+
+async def test_devices_of_driver_domains_are_found_too(store: StoreClient) -> None:
+    """After those of dom0; their names say which domain's they are. Of one domain only its own are found."""
+    served_by_7 = DeviceId(DeviceClass("vbd"), Domid(3), Devid(51728), Domid(7))
+    await toolstack.attach(store, served_by_7, {}, {})
+    await toolstack.attach(store, ID, {}, {})
+    assert [str(id) for id in await toolstack.devices(store)] == ["vbd/3/51712", "vbd/3/51728@7"]
+    assert await toolstack.devices(store, Domid(0)) == [ID]
+    assert await toolstack.devices(store, Domid(7)) == [served_by_7]
