@@ -22,7 +22,6 @@ from xenbusd_vbd.back.live import LIVE, LiveDisk
 from xenbusd_vbd.back.pages import CopiedPages, Pages, PersistentPages
 from xenbusd_vbd.back.server import BlockServer
 from xenbusd_vbd.image.engine import Engine
-from xenbusd_vbd.image.formats import has_file
 from xenbusd_vbd.image.opening import open_engine
 from xenbusd_vbd.image.params import RAW, parse
 from xenbusd_vbd.options import check
@@ -66,14 +65,15 @@ class VbdBackend(Backend, device_class="vbd"):
     def directories(cls, devid: Devid, parameters: Mapping[str, str]) -> Directories:
         """Take target=, mode= and the others of `xenbusd_vbd.toolstack.PARAMETERS`; a local target must be there."""
         keys = directories(devid, parameters)
-        format, path = parse(keys.backend["params"])
-        if format != RAW and not has_file(format):
+        params = parse(keys.backend["params"])
+        path = params.path
+        if path is None:
             return keys  # on the network
         try:
             mode = os.stat(path).st_mode
         except OSError as error:
             raise UsageError(f"vbd: cannot serve {path}: {error.strerror}") from None
-        if format == RAW and not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+        if params.format == RAW and not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
             raise UsageError(f"vbd: cannot serve {path}: it is neither a regular file nor a block device")
         return keys
 

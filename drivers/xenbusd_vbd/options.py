@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 
 from xenbusd.api import UsageError
+from xenbusd_vbd.image.formats import CACHES
 from xenbusd_vbd.protocol import MAX_RING_PAGE_ORDER
 
 QUEUES_MAX = 16
@@ -31,7 +32,7 @@ def _word(*words: str) -> Callable[[object], str | None]:
 OPTIONS: Mapping[str, Callable[[object], str | None]] = {
     "queues": _number(1, QUEUES_MAX),
     "direct": _switch,
-    "image_cache": _word("writeback", "none"),
+    "image_cache": _word(*CACHES),
     "backing_files": _switch,
     "nbd_device": _switch,
     "pages": _number(1, PAGES_MAX),

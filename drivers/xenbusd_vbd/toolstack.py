@@ -1,4 +1,4 @@
-"""What a toolstack says of a disk: its number, and the keys that describe it, as libxl writes them. Pure.
+"""A disk as toolstacks describe it: its number, and the keys of both directories, as libxl writes them. Pure.
 
 Source: tools/libs/light/libxl_disk.c (libxl__device_disk_dev_number, device_disk_add), docs/man/xen-vbd-interface.7.
 """
@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from xenbusd.api import Devid, Directories, UsageError
+from xenbusd.api import Devid, Directories, ResourceError, UsageError
+from xenbusd_vbd.image.params import check_mode, parse, parse_mode
 
 _NAME = re.compile(r"(xvd|sd|hd)([a-z]{1,3})([0-9]{1,3})?", re.ASCII)
 
 PARAMETERS = {
-    "target": "absolute path of a raw file or block device, or <format>:<path>; required",
+    "target": "absolute path of a raw file or block device, its name below /dev, or <format>:...; required",
     "mode": "w, r, or w! to share it unchecked  [w]",
     "script": "hotplug script, a name or an absolute path; empty for none  [block-xenbusd]",
     "device-type": "disk or cdrom  [disk]",
@@ -68,10 +69,13 @@ def directories(devid: Devid, parameters: Mapping[str, str]) -> Directories:
     unknown = sorted(set(parameters) - set(PARAMETERS))
     if unknown:
         raise UsageError(f"vbd: unknown parameter {unknown[0]!r}; there are {', '.join(PARAMETERS)}")
-    target = parameters.get("target", "")
-    if not re.fullmatch(r"/.*|[a-z][a-z0-9+]*:.+", target, re.DOTALL) or re.match(r"(raw|aio):(?!/)", target):
+    target, mode = parameters.get("target", ""), _one_of(parameters, "mode", "w", "r", "w!")
+    if not target:
         raise UsageError("vbd: say what to serve by its absolute path: target=/path/to/disk.img, or qcow2:/path")
-    mode = _one_of(parameters, "mode", "w", "r", "w!")
+    try:
+        check_mode(parse(target), parse_mode(mode))
+    except ResourceError as error:
+        raise UsageError(f"vbd: {error}") from None
     device_type = _one_of(parameters, "device-type", "disk", "cdrom")
     backend = {
         "params": target,

@@ -1,8 +1,8 @@
 """Which other files an image leads to: a backing file, a file for its data, extents.
 
-Whoever made an image chose those names, and the server would open them with our rights: an image that came from a
-tenant can name any file of the host, and one whose backing file has no stated format has it probed (XSA-258). So an
-image that leads elsewhere is served only where the configuration says so, and a format is stated at each step.
+The author of an image chooses those names, and the image server opens them with our rights: an image that came from a
+tenant can name any file of the host, and a backing file without a stated format would be probed (XSA-258). So an image
+that leads to other files is served only if the configuration allows it, and only if each of them has a stated format.
 
 Source: qemu-img(1), info; ImageInfo in qapi/block-core.json of QEMU.
 """
@@ -16,7 +16,8 @@ import os
 from typing import Any
 
 from xenbusd.api import ResourceError
-from xenbusd_vbd.image.formats import QEMU, Target, look_command
+from xenbusd_vbd.image.formats import Target, inspect_command
+from xenbusd_vbd.image.params import QEMU
 from xenbusd_vbd.image.server import complaint, environ, find
 
 LENGTH_MAX = 32
@@ -26,14 +27,15 @@ QEMU_IMG_S = 30.0
 
 
 async def check_chain(target: Target, *, allowed: bool) -> None:
-    """Look behind an image of one of QEMU's formats.
+    """Inspect an image of one of QEMU's formats, and those behind it.
 
     Args:
         target: checked.
         allowed: whether it may lead to other files (`backing_files` of the configuration).
 
     Raises:
-        ResourceError: it is not of the stated format, leads to other files and may not, or to one without a format.
+        ResourceError: it is not of the stated format, or leads to other files although it may not, or to a file without
+            a stated format.
     """
     for _ in range(LENGTH_MAX):
         info = await _inspect(target)
@@ -68,7 +70,7 @@ def _others(target: Target, info: dict[str, Any]) -> list[str]:
 
 
 async def _inspect(target: Target) -> dict[str, Any]:
-    words = look_command(target)
+    words = inspect_command(target)
     process = await asyncio.create_subprocess_exec(
         find(words[0]),
         *words[1:],
@@ -82,9 +84,7 @@ async def _inspect(target: Target) -> dict[str, Any]:
         async with asyncio.timeout(QEMU_IMG_S):
             out, said = await process.communicate()
     except TimeoutError:
-        raise ResourceError(
-            f"qemu-img has looked at {target} for {QEMU_IMG_S:g} s and found no end", errno.ETIMEDOUT
-        ) from None
+        raise ResourceError(f"qemu-img has not described {target} within {QEMU_IMG_S:g} s", errno.ETIMEDOUT) from None
     finally:
         if process.returncode is None:
             process.kill()

@@ -20,8 +20,8 @@ from xenbusd_vbd.image.buffered import FileEngine
 from xenbusd_vbd.image.chain import check_chain
 from xenbusd_vbd.image.direct import DirectEngine
 from xenbusd_vbd.image.engine import Engine
-from xenbusd_vbd.image.formats import NETWORK, QEMU, Target, check
-from xenbusd_vbd.image.params import RAW, Params, nbd_address, parse
+from xenbusd_vbd.image.formats import Target
+from xenbusd_vbd.image.params import NETWORK, QEMU, RAW, Mode, Params, check_mode, nbd_address, parse, parse_mode
 from xenbusd_vbd.image.raw import Image
 from xenbusd_vbd.image.remote import Log, NbdEngine, Source
 from xenbusd_vbd.image.server import ImageServer, RemoteServer
@@ -42,26 +42,23 @@ async def open_engine(dev: BackendDevice) -> Engine:
     Raises:
         ResourceError: the image is missing, in use, of a format that is not served, or cannot be opened as asked.
     """
-    mode = await dev.own.read("mode", text)
-    format, path = parse(await dev.own.read("params", text))
-    writable, shared = "w" in mode, "!" in mode
+    mode = parse_mode(await dev.own.read("mode", text))
+    params = parse(await dev.own.read("params", text))
     fence_s = FENCE_S * dev.adopted
-    if format != RAW:
+    if params.format != RAW:
         return await open_image_server(
-            format,
-            path,
-            writable=writable,
-            shared=shared,
+            params,
+            mode,
             socket_path=dev.run_path("nbd"),
             log=dev.log,
             options=dev.options,
             fence_s=fence_s,
         )
-    path = await dev.own.read("physical-device-path", text, default=path)
+    path = await dev.own.read("physical-device-path", text, default=params.target)
     safe = await dev.own.read("direct-io-safe", boolean, default=False)
     direct = bool(dev.options.get("direct", True))
     image = await _once_unlocked(
-        lambda: asyncio.to_thread(Image, path, writable=writable, shared=shared, direct=direct), fence_s
+        lambda: asyncio.to_thread(Image, path, writable=mode.writable, shared=mode.shared, direct=direct), fence_s
     )
     if image.traits.on_network and not safe:
         image.buffer_all()
@@ -76,11 +73,9 @@ async def open_engine(dev: BackendDevice) -> Engine:
 
 
 async def open_image_server(
-    format: str,
-    path: str,
+    params: Params,
+    mode: Mode,
     *,
-    writable: bool,
-    shared: bool,
     socket_path: str,
     log: Log,
     options: Mapping[str, Any],
@@ -89,10 +84,8 @@ async def open_image_server(
     """Start a server for an image, or connect to an NBD server that runs already.
 
     Args:
-        format: one of `formats()`; what stands in `params` before the first colon.
-        path: what stands behind it.
-        writable: False: the server opens the image read-only, too.
-        shared: "!" in the mode: read an image that another program writes.
+        params: of another format than raw.
+        mode: as which the server opens it, too.
         socket_path: where a server of ours listens.
         log: the device's.
         options: of the configuration's [drivers.vbd]: `image_cache` ("writeback" or "none"), `backing_files`.
@@ -102,20 +95,20 @@ async def open_image_server(
         ResourceError: the sentence says what is wrong, and what to do, or is the server's own.
     Blocks: the coroutine, until the server answers; never the event loop.
     """
-    cache = options.get("image_cache", "writeback")
-    target = Target(format, path, writable, shared, await asyncio.to_thread(_is_device, path), cache)
-    check(target)
-    if format in NETWORK:
-        return await _connect(RemoteServer(nbd_address(Params(format, path))), writable, log)
+    check_mode(params, mode)
+    if params.format in NETWORK:
+        return await _connect(RemoteServer(nbd_address(params)), mode.writable, log)
+    is_device = params.path is not None and await asyncio.to_thread(_is_device, params.path)
+    target = Target(*params, *mode, is_device, options.get("image_cache", "writeback"))
 
     async def lock() -> ImageServer:
         return ImageServer(target, socket_path)
 
     server = await _once_unlocked(lock, fence_s)
     try:
-        if format in QEMU:
+        if params.format in QEMU:
             await check_chain(target, allowed=options.get("backing_files", False) is True)
-        return await _connect(server, writable, log)
+        return await _connect(server, mode.writable, log)
     except BaseException:
         await server.close()
         raise

@@ -22,7 +22,8 @@ from contextlib import suppress
 from typing import TypeVar
 
 from xenbusd.api import ResourceError
-from xenbusd_vbd.image.formats import PACKAGES, Target, command, has_file
+from xenbusd_vbd.image.formats import PACKAGES, Target, command
+from xenbusd_vbd.image.params import has_file
 from xenbusd_vbd.nbd.address import Address
 from xenbusd_vbd.nbd.client_handshake import Export, connect, inquire
 from xenbusd_vbd.nbd.errors import NbdError

@@ -12,7 +12,7 @@ import pytest
 from xenbusd.cli import ctl, install, run
 from xenbusd.config import Config
 from xenbusd.shipped import shipped_dir
-from xenbusd_vbd.image import formats as image_formats
+from xenbusd_vbd.image import params
 
 TEXT = (Path(__file__).parents[3] / "docs/operating.md").read_text()
 GROUPS = {"xenbusd": run.main, "xenbusctl": ctl.main}
@@ -46,7 +46,7 @@ def test_the_formats() -> None:
     """Each format that it names is served."""
     (sentence,) = re.findall(r"unless its format is stated: (.*?)\. A format is never", TEXT, re.S)
     named = {name.partition(":")[0] for name in re.findall(r"`([^`]+)`", sentence)}
-    assert {"qcow2", "nbd", "https"} <= named <= set(image_formats.formats())
+    assert {"qcow2", "nbd", "https"} <= named <= set(params.formats())
 
 
 def test_disk_lines() -> None:

@@ -21,6 +21,7 @@ from tests.doubles.nbd_bench import Lines, job, until
 from xenbusd.api import ResourceError
 from xenbusd_vbd.image.engine import Job
 from xenbusd_vbd.image.opening import open_image_server
+from xenbusd_vbd.image.params import Mode, parse
 from xenbusd_vbd.image.remote import NbdEngine
 from xenbusd_vbd.image.server import ImageServer
 from xenbusd_vbd.protocol import DISCARD, FLUSH_DISKCACHE, OKAY, READ, WRITE, WRITE_BARRIER
@@ -111,10 +112,8 @@ async def opened() -> AsyncIterator[Callable[..., Any]]:
             ) -> Disk:
                 log = Lines()
                 engine = await open_image_server(
-                    format,
-                    str(path),
-                    writable=writable,
-                    shared=shared,
+                    parse(f"{format}:{path}"),
+                    Mode(writable, shared),
                     socket_path=f"{folder}/{random.randrange(1 << 30)}",
                     log=log,
                     options=options,
@@ -236,12 +235,13 @@ OWNER = """
 import asyncio, signal, sys
 from tests.doubles.nbd_bench import Lines, job
 from xenbusd_vbd.image.opening import open_image_server
+from xenbusd_vbd.image.params import Mode, parse
 from xenbusd_vbd.protocol import WRITE
 
 async def main():
     image, path = sys.argv[1:]
     engine = await open_image_server(
-        "qcow2", image, writable=True, shared=False, socket_path=path, log=Lines(), options={}
+        parse("qcow2:" + image), Mode(True, False), socket_path=path, log=Lines(), options={}
     )
     done = asyncio.Event()
     if not engine.submit([job(WRITE, 0, b"o" * 65536)], lambda jobs: done.set()):

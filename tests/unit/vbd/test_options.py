@@ -36,6 +36,7 @@ def test_good_ones(driver: type[VbdBackend] | type[VbdFrontend]) -> None:
         ("queues", True, r"queues = True: write a number"),
         ("direct", "no", r"direct = 'no': write true or false"),
         ("image_cache", "unsafe", r"image_cache = 'unsafe': write one of writeback, none"),
+        ("image_cache", ["none"], r"image_cache = \['none'\]: write one of writeback, none"),
         ("ring_page_order", 5, r"ring_page_order = 5: write a number from 0 to 4"),
     ],
 )

@@ -138,8 +138,10 @@ def test_no_script() -> None:
     [
         ({}, "target=/path/to/disk.img"),
         ({"target": ""}, "target=/path/to/disk.img"),
-        ({"target": "disk.img"}, "absolute path"),
-        ({"target": "raw:disk.img"}, "absolute path"),
+        ({"target": "raw:disk.img:2"}, "absolute path"),
+        ({"target": "qcow2:disk.img"}, "absolute path"),
+        ({"target": "bochs:/d"}, "format 'bochs' is not served"),
+        ({"target": "xz:/d", "mode": "w"}, "only be read"),
         ({"target": "/d", "direct-io-safe": "yes"}, "one of 0, 1"),
         ({"target": "/d", "mode": "rw"}, "mode='rw': it is one of w, r, w!"),
         ({"target": "/d", "device-type": "floppy"}, "one of disk, cdrom"),

@@ -77,10 +77,10 @@ async def test_every_step_has_its_format(
             await check_chain(TOP, allowed=True)
 
 
-async def test_a_look_that_finds_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_inspection_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An extent may be a pipe: qemu-img is killed after a while."""
     monkeypatch.setattr(image_chain, "QEMU_IMG_S", 0.05)
     install(tmp_path, monkeypatch, "qemu-img", "import signal\nsignal.pause()\n")
-    with pytest.raises(ResourceError, match="found no end") as caught:
+    with pytest.raises(ResourceError, match="not described") as caught:
         await check_chain(TOP, allowed=True)
     assert caught.value.errno == errno.ETIMEDOUT

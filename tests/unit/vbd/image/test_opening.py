@@ -17,6 +17,7 @@ from xenbusd.api import ResourceError
 from xenbusd_vbd.image.engine import Engine
 from xenbusd_vbd.image.formats import Target
 from xenbusd_vbd.image.opening import open_image_server
+from xenbusd_vbd.image.params import Mode, parse
 from xenbusd_vbd.image.server import take_lock
 from xenbusd_vbd.protocol import OKAY, WRITE
 
@@ -27,10 +28,8 @@ async def open_it(format: str, path: str, folder: Path, *, writable: bool = True
     """Open as the backend does."""
     fence_s = options.pop("fence_s", 0.0)
     return await open_image_server(
-        format,
-        path,
-        writable=writable,
-        shared=False,
+        parse(f"{format}:{path}"),
+        Mode(writable, shared=False),
         socket_path=str(folder / "s"),
         log=Lines(),
         options=options,
@@ -67,8 +66,6 @@ async def test_an_engine(image: str, tmp_path: Path) -> None:
         ("qcow2", "a", {}, "absolute path"),
         ("qcow2", "/a\0b", {}, "NUL"),
         ("qcow2", "/nonexistent/a", {}, "cannot open"),
-        ("qcow2", "IMAGE", {"image_cache": "unsafe"}, "image_cache"),
-        ("qcow2", "IMAGE", {"image_cache": ["none"]}, "image_cache"),
         ("nbd", "nowhere", {}, "params"),
         ("nbd", "unix:/nonexistent/s", {}, "no NBD server answers"),
     ],
@@ -107,7 +104,7 @@ async def test_an_image_that_leads_elsewhere(tmp_path: Path, image: str, monkeyp
 
 
 async def test_a_successor_waits(tmp_path: Path, image: str) -> None:
-    """The server of the process before us may still put its tables in order."""
+    """The previous daemon's image server may still put its tables in order."""
     held = take_lock(Target("qcow2", image, True))
     assert held is not None
     with pytest.raises(ResourceError, match="in use"):
