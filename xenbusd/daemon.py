@@ -22,6 +22,7 @@ from xenbusd.bus.driver import Driver
 from xenbusd.bus.runtime import GUEST_WINDOW, Runtime
 from xenbusd.bus.state import Side
 from xenbusd.config import Config
+from xenbusd.control.provider import OwnDevices
 from xenbusd.control.server import ControlServer
 from xenbusd.errors import StoreLost, UsageError
 from xenbusd.host.interface import Host
@@ -99,7 +100,7 @@ class Daemon:
                 hotplug=self._script_runner(drivers) if self.side is Side.BACKEND else None,
                 is_ours=arbiter.is_ours if arbiter is not None else None,
             )
-            control = ControlServer(self, runtime.services, domid)
+            control = ControlServer(OwnDevices(self, runtime.services, domid))
             await control.listen(f"{runtime.services.run_dir}/control.sock")
             stack.push_async_callback(control.close)
             if arbiter is not None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import click
 
 from xenbusd.cli.exits import sentences
 from xenbusd.config import Config
-from xenbusd.errors import UsageError, XenbusdError
+from xenbusd.control.client import ControlClient, connected
+from xenbusd.errors import UsageError
 from xenbusd.host.choose import store_of
 from xenbusd.ids import DOM0
 from xenbusd.store.client import StoreClient
@@ -40,25 +41,9 @@ class Context:
         with sentences():
             asyncio.run(main)
 
-    async def ask(self, command: str, device: str | None = None) -> Any:
-        """Ask dom0's daemon.
-
-        Raises:
-            XenbusdError: it does not run, or says no.
-        """
-        path = os.path.join(self.config.run_dir(DOM0), "control.sock")
-        try:
-            reader, writer = await asyncio.open_unix_connection(path, limit=1 << 26)
-        except OSError as error:
-            raise XenbusdError(f"no daemon answers at {path} ({error.strerror}): is `xenbusd serve` running?") from None
-        try:
-            writer.write(json.dumps({"command": command, "device": device}).encode() + b"\n")
-            answer = json.loads(await reader.readline() or b'{"error": "the daemon hung up"}')
-        finally:
-            writer.close()
-        if "error" in answer:
-            raise XenbusdError(answer["error"])
-        return answer["ok"]
+    def daemon(self) -> AbstractAsyncContextManager[ControlClient]:
+        """Connect to dom0's daemon; raises ControlError if none answers."""
+        return connected(os.path.join(self.config.run_dir(DOM0), "control.sock"))
 
 
 def json_too(command: Callable[..., None]) -> Callable[..., None]:

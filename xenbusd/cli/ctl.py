@@ -21,6 +21,7 @@ from xenbusd.cli.exits import sentences
 from xenbusd.cli.live import pause, resume, set_live
 from xenbusd.cli.new_driver import new_driver
 from xenbusd.config import Config, load
+from xenbusd.control.records import ControlError
 from xenbusd.errors import NodeNotFound, OtherendTimeout, UsageError, XenbusdError
 from xenbusd.ids import Domid
 from xenbusd.store.client import StoreClient
@@ -173,8 +174,9 @@ def show(context: Context, device: str) -> None:
         if pair.backend is State.UNKNOWN and pair.frontend is State.UNKNOWN:
             raise UsageError(f"there is no device {id}; `xenbusctl list` shows those there are")
         try:
-            daemon = await context.ask("show", str(id))
-        except XenbusdError as error:
+            async with context.daemon() as client:
+                daemon = (await client.details(str(id))).to_json()
+        except ControlError as error:
             daemon = {"unknown": str(error)}
         nodes = {id.path(side): await _nodes(store, id.path(side)) for side in Side}
         known = {"device": str(id), **_as_json(pair), "waiting": _waiting(pair, id), "nodes": nodes, "daemon": daemon}
@@ -215,11 +217,9 @@ def timeline(context: Context, device: str) -> None:
     """Draw who did what, and when, as the 2006 paper does; of a device that is there, or was there last."""
 
     async def run() -> None:
-        known = await context.ask("timeline", str(parse_name(device)))
-        if context.as_json:
-            click.echo(json.dumps(known))
-        else:
-            click.echo("\n".join(draw(known["entries"])))
+        async with context.daemon() as client:
+            timeline = await client.timeline(str(parse_name(device)))
+        click.echo(json.dumps(timeline.to_json()) if context.as_json else "\n".join(draw(timeline.entries)))
 
     context.run(run())
 

@@ -15,8 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
+from xenbusd.control.protocol import DeviceDetails
 from xenbusd.errors import XenbusdError
 from xenbusd.store.client import StoreClient
 from xenbusd.store.endpoint import unix_endpoint
@@ -72,7 +74,7 @@ def _demo(folder: Path) -> None:
     )
 
 
-def _use_a_disk(host: ProcessMachine) -> tuple[dict[str, int], str]:
+def _use_a_disk(host: ProcessMachine) -> tuple[Mapping[str, int], str]:
     """Attach a disk, read and write it, detach it. Return its counters and its diagram."""
     say(f"making two ext4 images of {IMAGE_MIB} MiB with files in them")
     disk, other = make_image(host.folder, "disk", 1), make_image(host.folder, "other", 2)
@@ -92,7 +94,8 @@ def _use_a_disk(host: ProcessMachine) -> tuple[dict[str, int], str]:
     check(sha256(disk) == second, f"nbdcopy wrote another one through it: SHA-256 {second[:16]}… is the same")
     fsck(disk)
 
-    totals = json.loads(control(host, "--json", "show", DEVICE, quiet=True))["daemon"]
+    shown = json.loads(control(host, "--json", "show", DEVICE, quiet=True))
+    totals = DeviceDetails.from_json(shown["daemon"]).counters
     control(host, "detach", DEVICE)
     check(not leftovers(host.store), "nothing of the device is left in the store")
     return totals, control(host, "timeline", DEVICE, quiet=True)

@@ -6,7 +6,9 @@ points to the column that the event is meant for, as in the paper.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+
+from xenbusd.control.protocol import TimelineEntry
 
 HOTPLUG, BACKEND, FRONTEND = 20, 44, 72
 """The middle of each column."""
@@ -17,31 +19,30 @@ _TO_THE_OTHER_END = frozenset({"Initialised", "Connected", "Closing", "Closed"})
 """Steps that the paper draws as an arrow to the other end."""
 
 
-def draw(entries: Sequence[Mapping[str, object]]) -> list[str]:
+def draw(entries: Sequence[TimelineEntry]) -> list[str]:
     """Return the diagram's lines.
 
     Args:
-        entries: events, oldest first: `at` in seconds, `actor` ("hotplug", "backend", "frontend"), `event`.
+        entries: events, oldest first.
     """
     lines = [
         _line("", [(BACKEND, "Xenbus"), (FRONTEND, "Xenbus")]),
         _line("    ms", [(HOTPLUG, "Hotplug"), (BACKEND, "Backend"), (FRONTEND, "Frontend")]),
         _line("", [(HOTPLUG, "-------"), (BACKEND, "-------"), (FRONTEND, "--------")]),
     ]
-    start = float(str(entries[0]["at"])) if entries else 0.0
+    start = entries[0].at if entries else 0.0
     began = {"backend": False, "frontend": False}
     left = list(entries)
-    if {str(entry["actor"]) for entry in left[:2]} == set(began) and left[0]["event"] == left[1]["event"]:
-        title = str(left[0]["event"])
+    if {entry.actor for entry in left[:2]} == set(began) and left[0].event == left[1].event:
+        title = left[0].event
         lines.append(_line(_ms(0.0), [(BACKEND, title), (FRONTEND, title)]))
         left = left[2:]
         began = {"backend": True, "frontend": True}
     for entry in left:
-        actor, event = str(entry["actor"]), str(entry["event"])
-        if actor in began:
-            began[actor] = True
+        if entry.actor in began:
+            began[entry.actor] = True
         marks = [(BACKEND, "|")] * began["backend"] + [(FRONTEND, "|")] * began["frontend"]
-        lines.append(_event(_ms(float(str(entry["at"])) - start), actor, event, marks))
+        lines.append(_event(_ms(entry.at - start), entry.actor, entry.event, marks))
     return lines
 
 

@@ -77,3 +77,20 @@ def test_the_oldest_timelines_go_first() -> None:
     assert lines.get(device(0)) is not None
     assert lines.get(device(2)) is not None
     assert lines.get(device(DEVICES_MAX)) is not None
+
+
+def test_listeners_get_each_event_as_it_is_recorded() -> None:
+    """With the device; in each of its lives; those that listen at that moment."""
+    lines = Timelines()
+    heard: list[tuple[DeviceId, str]] = []
+
+    def listener(id: DeviceId, entry: Entry) -> None:
+        heard.append((id, entry.event))
+
+    first = lines.start(device(1))
+    lines.listeners.add(listener)
+    first.record("backend", "InitWait")
+    lines.start(device(1)).record("backend", "Initialising")
+    lines.listeners.discard(listener)
+    first.record("backend", "Connected")
+    assert heard == [(device(1), "InitWait"), (device(1), "Initialising")]

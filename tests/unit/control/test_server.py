@@ -1,40 +1,32 @@
-"""xenbusd.control.server: what the control socket answers, to sense and to nonsense."""
+"""xenbusd.control.server: what the control socket answers, to sense and to nonsense, and what it never lets grow."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import socket
 import stat
 from collections.abc import AsyncIterator
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import pytest
 
-from xenbusd import log
-from xenbusd.bus.backend import BackendDevice
-from xenbusd.bus.device import Device, Services
-from xenbusd.bus.paths import DeviceId
-from xenbusd.bus.ports import Ports
-from xenbusd.bus.state import Seen, Side, State
-from xenbusd.control.server import LINE_MAX, ControlServer
+from tests.doubles.control_daemon import STATUS, FakeProvider, ask
+from xenbusd.control.protocol import (
+    REQUEST_BYTES_MAX,
+    DeviceDetails,
+    DeviceTimeline,
+    Event,
+    FollowRequest,
+    encode_reply,
+    encode_request,
+)
+from xenbusd.control.server import FOLLOW_BYTES_MAX, ControlServer
 from xenbusd.errors import UsageError
-from xenbusd.ids import DOM0, DeviceClass, Devid, Domid
 
-ID = DeviceId(DeviceClass("vbd"), Domid(3), Devid(51712))
-
-
-@dataclass
-class FakeDaemon:
-    """A daemon as far as its control socket sees it."""
-
-    side: Side = Side.BACKEND
-    devices: list[Device] = field(default_factory=list)
+EVENT = Event("vbd/3/51712", 1.25, "backend", "InitWait")
 
 
 @dataclass
@@ -42,155 +34,142 @@ class Control:
     """A control socket, and what stands behind it."""
 
     path: str
-    daemon: FakeDaemon
-    services: Services
+    provider: FakeProvider
     server: ControlServer
 
-    def add(self, id: DeviceId) -> BackendDevice:
-        """One more device."""
-        dev = BackendDevice(self.services, id)
-        self.daemon.devices.append(dev)
-        return dev
-
-    async def ask(self, *requests: object) -> Any:
-        """Send requests, JSON or raw lines, on one connection; return the last answer."""
+    async def follow(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Begin to follow all devices."""
         reader, writer = await asyncio.open_unix_connection(self.path)
-        answer: Any = None
-        with closing(writer):
-            for request in requests:
-                line = request if isinstance(request, bytes) else json.dumps(request).encode()
-                writer.write(line + b"\n")
-                answer = json.loads(await reader.readline())
-        return answer
+        writer.write(encode_request(FollowRequest()))
+        assert await reader.readline() == b'{"ok": {"following": null}}\n'
+        return reader, writer
 
 
 @pytest.fixture
 async def control(tmp_path: Path) -> AsyncIterator[Control]:
-    """A listening control socket of a daemon without devices."""
-    services = Services(
-        store=cast("Any", SimpleNamespace(connected=True)),
-        host=cast("Any", SimpleNamespace(name="sim:/run/host")),
-        ports=Ports(cast("Any", None)),
-        domid=DOM0,
-        log=log.get(),
-        run_dir=str(tmp_path),
-    )
-    daemon = FakeDaemon()
-    server = ControlServer(daemon, services, DOM0)
+    """A listening control socket."""
+    provider = FakeProvider()
+    server = ControlServer(provider)
     path = str(tmp_path / "control.sock")
     await server.listen(path)
-    yield Control(path, daemon, services, server)
+    yield Control(path, provider, server)
     await server.close()
 
 
-async def test_the_list_tells_of_the_daemon(control: Control) -> None:
-    """Which side of which host, since when, and whether its store is there."""
-    about = (await control.ask({"command": "list"}))["ok"]
-    uptime_s = about.pop("uptime_s")
-    assert about == {
-        "side": "backend",
-        "domid": 0,
-        "host": "sim:/run/host",
-        "pid": os.getpid(),
-        "store_connected": True,
-        "devices": [],
-    }
-    assert uptime_s >= 0
+async def test_the_list(control: Control) -> None:
+    """The provider's status, as JSON."""
+    assert await ask(control.path, {"command": "list"}) == {"ok": STATUS.to_json()}
 
 
-async def test_the_list_tells_of_each_device(control: Control) -> None:
-    """Its states, what it waits for, and its counters, in the order in which they appeared."""
-    dev = control.add(ID)
-    control.add(DeviceId(DeviceClass("vbd"), Domid(4), Devid(0)))
-    dev.seen = Seen(State.INIT_WAIT, State.INITIALISING, True, "")
-    dev.waiting_for = "the hotplug script to report"
-    dev.counters["requests"] = 7
-    devices = (await control.ask({"command": "list"}))["ok"]["devices"]
-    assert [device["device"] for device in devices] == ["vbd/3/51712", "vbd/4/0"]
-    assert devices[0] == {
-        "device": "vbd/3/51712",
-        "side": "backend",
-        "state": "InitWait",
-        "otherend_state": "Initialising",
-        "waiting_for": "the hotplug script to report",
-        "requests": 7,
-        "bytes": 0,
-        "errors": 0,
-        "notifications": 0,
-    }
+async def test_show(control: Control) -> None:
+    """The details of one device; the name of one that is not there is repeated."""
+    details = DeviceDetails(
+        device="vbd/3/51712",
+        side="backend",
+        state="Connected",
+        otherend_state="Connected",
+        waiting_for="",
+        path="/a",
+        otherend_path="/b",
+        ring={},
+    )
+    control.provider.known["vbd/3/51712"] = details
+    assert await ask(control.path, {"command": "show", "device": "vbd/3/51712"}) == {"ok": details.to_json()}
+    answer = await ask(control.path, {"command": "show", "device": "vbd/3/1"})
+    assert answer == {"error": "this daemon has no device vbd/3/1"}
 
 
-async def test_show_tells_more_of_one(control: Control) -> None:
-    """Both directories; and, while it is connected, its ring."""
-    dev = control.add(ID)
-    shown = (await control.ask({"command": "show", "device": "vbd/3/51712"}))["ok"]
-    assert (shown["path"], shown["otherend_path"]) == (ID.backend_path, ID.frontend_path)
-    assert shown["ring"] == {}
-    dev.details = lambda: {"port": 9, "req_prod": 4}
-    shown = (await control.ask({"command": "show", "device": "vbd/3/51712"}))["ok"]
-    assert shown["ring"] == {"port": 9, "req_prod": 4}
-
-
-async def test_show_of_a_device_that_is_not_there(control: Control) -> None:
-    """The name is repeated."""
-    control.add(ID)
-    assert await control.ask({"command": "show", "device": "vbd/3/1"}) == {"error": "this daemon has no device vbd/3/1"}
-
-
-async def test_a_timeline_outlives_its_device(control: Control) -> None:
-    """What each end did and when, also after the device has gone."""
-    dev = control.add(ID)
-    dev.timeline.record("backend", "InitWait")
-    dev.timeline.record("frontend", "Initialised")
-    control.daemon.devices.clear()
-    told = (await control.ask({"command": "timeline", "device": "vbd/3/51712"}))["ok"]
-    assert (told["device"], told["started"]) == ("vbd/3/51712", dev.timeline.started_wall)
-    assert [(entry["actor"], entry["event"]) for entry in told["entries"]] == [
-        ("backend", "InitWait"),
-        ("frontend", "Initialised"),
-    ]
-    assert told["entries"][0]["at"] <= told["entries"][1]["at"]
-
-
-async def test_the_timeline_of_a_device_never_seen(control: Control) -> None:
-    """The name is repeated."""
-    answer = await control.ask({"command": "timeline", "device": "vbd/3/1"})
+async def test_timeline(control: Control) -> None:
+    """The events of one device; the name of one that was never there is repeated."""
+    timeline = DeviceTimeline("vbd/3/51712", 1.5, ())
+    control.provider.timelines["vbd/3/51712"] = timeline
+    assert await ask(control.path, {"command": "timeline", "device": "vbd/3/51712"}) == {"ok": timeline.to_json()}
+    answer = await ask(control.path, {"command": "timeline", "device": "vbd/3/1"})
     assert answer == {"error": "this daemon has not seen a device vbd/3/1"}
 
 
-@pytest.mark.parametrize("command", ["stop", None, 7, ["list"], {}])
-async def test_an_unknown_command_is_told_which_there_are(control: Control, command: object) -> None:
-    """Whatever kind of thing it is."""
-    answer = await control.ask({"command": command})
-    assert answer == {"error": f"no command {command!r}; there are list, show and timeline"}
-
-
-@pytest.mark.parametrize("name", [None, 7, ["vbd/3/1"], {"a": 1}, "", "x" * 1000])
-@pytest.mark.parametrize("command", ["show", "timeline"])
-async def test_a_device_that_is_no_name_is_just_not_there(control: Control, command: str, name: object) -> None:
-    """An error in words, whatever kind of thing it is."""
-    assert "device" in (await control.ask({"command": command, "device": name}))["error"]
-
-
-@pytest.mark.parametrize(
-    "line",
-    [b"", b"list", b"{", b"[1]", b"7", b"null", b'"list"', b"\xff\xfe", b"\0", b'{"command": "list"', b"[" * 50000],
-    ids=lambda line: repr(line[:20]),
-)
+@pytest.mark.parametrize("line", [b"", b"list", b"[1]", b"\xff\xfe", b"[" * 50000], ids=lambda line: repr(line[:9]))
 async def test_a_garbage_line_is_answered_and_forgiven(control: Control, line: bytes) -> None:
     """The connection goes on: the next request is answered as if nothing had been."""
-    assert await control.ask(line) == {"error": "a request is a JSON object on one line"}
-    assert "ok" in await control.ask(line, {"command": "list"})
+    assert await ask(control.path, line) == {"error": "a request is a JSON object on one line"}
+    assert "ok" in await ask(control.path, line, {"command": "list"})
+
+
+@pytest.mark.parametrize("request_", [{"command": "stop"}, {"command": "show"}, {"command": "list", "version": 2}])
+async def test_a_request_that_is_none_is_answered(control: Control, request_: object) -> None:
+    """By an error in words."""
+    assert "error" in await ask(control.path, request_)
+
+
+# -- follow --------------------------------------------------------------------------------------------------------
+
+
+async def test_events_are_streamed_as_they_happen(control: Control) -> None:
+    """One object a line, to each client that follows, until it closes."""
+    (first, first_end), (second, second_end) = await control.follow(), await control.follow()
+    assert control.provider.asked == [None, None]
+    control.provider.happen(EVENT)
+    assert await first.readline() == await second.readline() == encode_reply(EVENT)
+    first_end.close()
+    await control.provider.followed_by(1)
+    control.provider.happen(EVENT)
+    assert await second.readline() == encode_reply(EVENT)
+    second_end.close()
+    await control.provider.followed_by(0)
+
+
+async def test_others_are_answered_meanwhile(control: Control) -> None:
+    """A client that follows keeps nobody waiting."""
+    _, end = await control.follow()
+    assert "ok" in await ask(control.path, {"command": "list"})
+    end.close()
+
+
+async def test_a_client_that_does_not_read_is_cut_off(control: Control) -> None:
+    """The daemon keeps at most so much for it, and forgets it when there is more."""
+    reader, end = await control.follow()
+    line = len(encode_reply(EVENT))
+    for _ in range((FOLLOW_BYTES_MAX + (1 << 22)) // line):  # more than the kernel keeps, too
+        control.provider.happen(EVENT)
+        waiting = max(writer.transport.get_write_buffer_size() for writer in control.server.clients.values())
+        assert waiting <= FOLLOW_BYTES_MAX + line
+    await control.provider.followed_by(0)
+    with suppress(ConnectionError):
+        assert len(await reader.read(1 << 23)) < 1 << 23
+    end.close()
+
+
+async def test_a_word_from_a_client_that_follows_ends_the_stream(control: Control) -> None:
+    """A connection that streams is good for nothing else."""
+    reader, end = await control.follow()
+    end.write(encode_request(FollowRequest()))
+    with suppress(ConnectionError):
+        assert await reader.read() == b""
+    await control.provider.followed_by(0)
+    end.close()
+
+
+async def test_the_stream_ends_with_the_daemon(control: Control) -> None:
+    """What was reported before still arrives."""
+    reader, end = await control.follow()
+    control.provider.happen(EVENT)
+    await control.server.close()
+    assert await reader.read() == encode_reply(EVENT)
+    await control.provider.followed_by(0)
+    end.close()
+
+
+# -- the socket ----------------------------------------------------------------------------------------------------
 
 
 async def test_a_line_without_end_ends_the_connection_only(control: Control) -> None:
     """More than a request may have: nothing is kept, and others are still answered."""
     reader, writer = await asyncio.open_unix_connection(control.path)
     with closing(writer):
-        writer.write(b"x" * (2 * LINE_MAX + 2))
+        writer.write(b"x" * (2 * REQUEST_BYTES_MAX + 2))
         with suppress(ConnectionError):  # it may close while we still write
             assert await reader.read() == b""
-    assert "ok" in await control.ask({"command": "list"})
+    assert "ok" in await ask(control.path, {"command": "list"})
 
 
 async def test_somebody_who_goes_away_is_no_harm(control: Control) -> None:
@@ -200,7 +179,7 @@ async def test_somebody_who_goes_away_is_no_harm(control: Control) -> None:
         writer.write(words)
         writer.close()
         await writer.wait_closed()
-    assert "ok" in await control.ask({"command": "list"})
+    assert "ok" in await ask(control.path, {"command": "list"})
 
 
 async def test_only_its_owner_may_open_it(control: Control) -> None:
@@ -210,12 +189,12 @@ async def test_only_its_owner_may_open_it(control: Control) -> None:
 
 async def test_a_second_daemon_is_refused(control: Control) -> None:
     """While the first one answers; which goes on."""
-    second = ControlServer(FakeDaemon(), control.services, DOM0)
+    second = ControlServer(FakeProvider())
     with pytest.raises(UsageError) as caught:
         await second.listen(control.path)
     assert control.path in str(caught.value)
     await second.close()
-    assert "ok" in await control.ask({"command": "list"})
+    assert "ok" in await ask(control.path, {"command": "list"})
 
 
 async def test_a_socket_left_behind_is_replaced(control: Control) -> None:
@@ -223,9 +202,9 @@ async def test_a_socket_left_behind_is_replaced(control: Control) -> None:
     left = str(Path(control.path).with_name("left.sock"))
     with closing(socket.socket(socket.AF_UNIX)) as dead:
         dead.bind(left)
-    server = ControlServer(control.daemon, control.services, DOM0)
+    server = ControlServer(control.provider)
     await server.listen(left)
-    assert "ok" in await Control(left, control.daemon, control.services, server).ask({"command": "list"})
+    assert "ok" in await ask(left, {"command": "list"})
     await server.close()
 
 
@@ -234,7 +213,7 @@ async def test_another_file_is_left_alone(control: Control) -> None:
     path = Path(control.path).with_name("notes.txt")
     path.write_text("keep me")
     with pytest.raises(UsageError):
-        await ControlServer(control.daemon, control.services, DOM0).listen(str(path))
+        await ControlServer(control.provider).listen(str(path))
     assert path.read_text() == "keep me"
 
 

@@ -1,0 +1,126 @@
+"""Where the control server's answers come from: this process's devices, or by the same protocol those of others."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+
+from xenbusd.bus.device import Device, Services
+from xenbusd.bus.paths import DeviceId, parse_name
+from xenbusd.bus.state import Side
+from xenbusd.bus.timeline import Entry
+from xenbusd.control.protocol import (
+    DaemonStatus,
+    DeviceDetails,
+    DeviceSummary,
+    DeviceTimeline,
+    Event,
+    TimelineEntry,
+)
+from xenbusd.errors import UsageError
+from xenbusd.ids import Domid
+
+
+class Provider(Protocol):
+    """What a control server serves. Answers may be gathered from other processes, so each one is awaited."""
+
+    async def status(self) -> DaemonStatus:
+        """The daemon and all its devices."""
+
+    async def details(self, device: str) -> DeviceDetails | None:
+        """One device that is there now; None if there is none of that name."""
+
+    async def timeline(self, device: str) -> DeviceTimeline | None:
+        """The events of a device that is or was there; None if none of that name is remembered."""
+
+    def reporting(self, device: str | None, report: Callable[[Event], None]) -> AbstractContextManager[None]:
+        """Within the block, call `report` at each event of a device, or of all if `device` is None. It does not block
+        and does not raise."""
+
+
+class Devices(Protocol):
+    """Whoever has the devices: the daemon."""
+
+    @property
+    def side(self) -> Side:
+        """Which ends they are."""
+
+    @property
+    def devices(self) -> list[Device]:
+        """All that are there now."""
+
+
+class OwnDevices:
+    """Provides what this process knows of its own devices.
+
+    Args:
+        daemon: has the devices.
+        services: what they share.
+        domid: our own domain.
+    """
+
+    def __init__(self, daemon: Devices, services: Services, domid: Domid) -> None:
+        self._daemon = daemon
+        self._services = services
+        self._domid = domid
+        self._started = time.monotonic()
+
+    async def status(self) -> DaemonStatus:
+        """See `Provider.status`."""
+        return DaemonStatus(
+            side=self._daemon.side.value,
+            domid=self._domid,
+            host=self._services.host.name,
+            pid=os.getpid(),
+            uptime_s=round(time.monotonic() - self._started, 3),
+            store_connected=self._services.store.connected,
+            devices=tuple(DeviceSummary(**_summary(dev)) for dev in self._daemon.devices),
+        )
+
+    async def details(self, device: str) -> DeviceDetails | None:
+        """See `Provider.details`."""
+        for dev in self._daemon.devices:
+            if str(dev.id) == device:
+                ring = dev.details() if dev.details is not None else {}
+                return DeviceDetails(**_summary(dev), path=dev.path, otherend_path=dev.otherend.path, ring=ring)
+        return None
+
+    async def timeline(self, device: str) -> DeviceTimeline | None:
+        """See `Provider.timeline`."""
+        try:
+            timeline = self._services.timelines.get(parse_name(device))
+        except UsageError:
+            return None
+        if timeline is None:
+            return None
+        entries = tuple(TimelineEntry(entry.at, entry.actor, entry.event) for entry in timeline.entries)
+        return DeviceTimeline(device, timeline.started_wall, entries)
+
+    @contextmanager
+    def reporting(self, device: str | None, report: Callable[[Event], None]) -> Iterator[None]:
+        """See `Provider.reporting`."""
+
+        def listener(id: DeviceId, entry: Entry) -> None:
+            if device in (None, str(id)):
+                report(Event(str(id), entry.at, entry.actor, entry.event))
+
+        listeners = self._services.timelines.listeners
+        listeners.add(listener)
+        try:
+            yield
+        finally:
+            listeners.discard(listener)
+
+
+def _summary(dev: Device) -> dict[str, Any]:
+    return {
+        "device": str(dev.id),
+        "side": dev.side.value,
+        "state": dev.seen.own.title,
+        "otherend_state": dev.seen.otherend.title,
+        "waiting_for": dev.waiting_for,
+        "counters": dict(dev.counters),
+    }
