@@ -4,6 +4,9 @@ BIN := .venv/bin
 # Debian keeps mkfs.ext4 and its like where the path of a user who is not root does not lead.
 export PATH := $(PATH):/usr/sbin:/sbin
 
+# A process for each processor; one that has no test left takes half of another's.
+PARALLEL := -n auto --dist worksteal
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test xen-test xen-shell xen-bench check bench picture format clean
 
@@ -20,9 +23,13 @@ demo: .venv/.complete ## Show a disk pair at work on a simulated Xen host, read 
 	@.ci/setup need demo
 	@$(BIN)/python -m xenbusd.cli.demo
 
+# Tests marked `alone` need every processor, so they run after the others, one by one.
 test: .venv/.complete ## Run every test
 	@.ci/setup want demo test
-	@$(BIN)/python -m pytest
+	@status=0; \
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not alone' || status=1; \
+	$(BIN)/python -m pytest -m alone $$(grep -rlw --include='test_*.py' mark.alone tests) || status=1; \
+	exit $$status
 
 xen-test: .venv/.complete ## Boot a real Xen host under emulation, run tests/xen in it (root, Debian; minutes; ALL=1: long cases)
 	@.ci/setup want xen
@@ -37,7 +44,7 @@ check: .venv/.complete ## Check format, style, types and layers, and run the qui
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/python -m pytest -q tests/unit tests/properties
+	$(BIN)/python -m pytest -q $(PARALLEL) tests/unit tests/properties
 
 bench: .venv/.complete ## Measure, and print a table
 	@$(BIN)/python tests/bench/run.py

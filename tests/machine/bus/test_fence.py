@@ -137,6 +137,9 @@ def main(what: str, path: str, end: int, kind: str) -> None:
 
 # -- the tests -----------------------------------------------------------------------------------------------------
 
+pytestmark = pytest.mark.alone
+"""A busy processor hides the reordering that these tests are to see."""
+
 
 @pytest.fixture(autouse=True)
 def _two_processors() -> None:
