@@ -36,8 +36,8 @@ class BatchSize:
         self._interval = TRIAL_FIRST
 
     def worth_waiting(self, gathered: int) -> bool:
-        """Whether to poll for another request before `gathered` answers are published."""
-        return gathered < (self._most if self._trying else self._expected)
+        """Whether to poll for another request before `gathered` answers are published; False if there are none."""
+        return 0 < gathered < (self._most if self._trying else self._expected)
 
     def published(self, gathered: int) -> None:
         """Record that a batch of `gathered` answers was published."""

@@ -1,41 +1,38 @@
-"""The backend's data path: from a ring to the engine and back, a batch at a time, with no task for a request."""
+"""The backend's data path: from a ring to the engine and back, a batch at a time, with no task for a request.
+
+A batch goes one of two ways. `FastPath` does the plain requests in one loop. For the others a request becomes a job:
+`Gate` says whether it may begin, `Pages` give it buffers, the engine carries it out, now or later, and `Answers` puts
+the jobs' answers in the order of the ring. The fast path is open only while no job is without an answer, so the order
+is kept.
+
+Answers are published in batches, see `xenbusd.ring.batching`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 
 from xenbusd.api import BackLink, BatchSize, Raw
+from xenbusd_vbd.back.answers import Answers
 from xenbusd_vbd.back.fast_path import FastPath
+from xenbusd_vbd.back.gate import Gate
 from xenbusd_vbd.back.limits import Limits
 from xenbusd_vbd.back.pages import Pages
 from xenbusd_vbd.image.engine import Engine, Job
-from xenbusd_vbd.protocol import (
-    ERROR,
-    INDIRECT,
-    OKAY,
-    SECTOR,
-    WRITE,
-    WRITE_BARRIER,
-    Abi,
-    Request,
-    answered_op,
-    check,
-    check_indirect,
-    expand,
-)
+from xenbusd_vbd.protocol import ERROR, INDIRECT, OKAY, WRITE, Abi, Request, check, check_indirect, expand
 
 CHUNK = 8
-"""Requests done before their answers are published: the frontend goes on with these while we do the next ones. With
-whole runs of 32 instead, the two ends take turns, and a disk does half as many requests a second; with fewer, each
-wakes the frontend for itself."""
+"""Requests that are done before their answers are published: the frontend then works on these while the backend does
+the next ones. With whole runs of 32 the two ends take turns instead, and a disk does half as many requests a second;
+with fewer, the frontend is notified more often."""
 
 CHUNK_BYTES = 256 << 10
-"""Or as soon as so much data is moved: large requests take long, and a frontend has few of them under way."""
+"""Bytes moved after which answers are published, even if they are fewer than CHUNK: large requests take long, and a
+frontend has few of them under way."""
 
 POLLS = 1000
-"""Looks at the ring for another request before answers are published, where `BatchSize` expects one: some 20 us."""
+"""Polls of the ring for one more request before answers are published, where `BatchSize` expects one: some 20 us."""
 
 
 class BlockServer:
@@ -67,214 +64,171 @@ class BlockServer:
         self._abi = abi
         self._engine = engine
         self._pages = pages
-        self._limits = limits
         self._indirect_segments = indirect_segments
-        self._fast = FastPath(abi, pages.cache, indirect_segments) if pages.cache is not None else None
         self._failed: Callable[[Request], None] | None = failed
         self._counters = link.counters
-        self._pace = BatchSize(CHUNK)
-        self._jobs: deque[Job] = deque()
-        """Taken and not answered, in the order of the ring."""
-        self._held: list[Request] = []
-        """Taken and not begun: behind a barrier, for want of pages, to keep within the limits, or in a pause."""
-        self._under_way = 0
-        self._alone = False
-        self._paused = engine is None
-        self._timer: asyncio.TimerHandle | None = None
-        self._stirred = asyncio.Event()
+        self._fast = FastPath(abi, pages.cache, indirect_segments) if pages.cache is not None else None
+        self._gate = Gate(pages, limits, self._resume_held, paused=engine is None)
+        self._answers = Answers(link.ring, abi, pages, link.counters)
+        self._batch = BatchSize(CHUNK)
+        self._gathered = self._moved = 0
+        """Requests served, and bytes moved on the fast path, since answers were published."""
+        self._progress = asyncio.Event()
+        """Set when jobs are done or held requests have begun."""
 
     def drain(self) -> bool:
-        """Take requests, begin them, and publish what is answered. Return whether there may be more: a ring's worth at
-        a time, and CHUNK that had to be looked for, so that other devices have their turn."""
-        ring, pace, stride = self._ring, self._pace, self._abi.slot_bytes
-        quick = self._fast_now()
-        left, looks = ring.size, CHUNK
-        gathered = moved = 0  # since answers were published
-        while left > 0 and (looks or gathered):
+        """Take requests, begin them, and publish what is answered.
+
+        Returns:
+            True if more may be waiting. To be fair to other devices, one call takes at most one ring's worth of
+            requests, at most CHUNK of them found by polling.
+        """
+        ring, fast = self._ring, self._open_fast_path()
+        left, polls = ring.size, CHUNK
+        while left > 0 and (polls or self._gathered):
             run, count = ring.take()
-            if not count:
-                if not gathered or not looks or quick is None or not pace.worth_waiting(gathered):
-                    break
-                looks -= 1
-                if not ring.poll(POLLS):
-                    break
-                continue
-            left -= count
-            for first in range(0, count, CHUNK):
-                size = min(CHUNK, count - first)
-                if quick is not None:
-                    answers, bytes_ = quick.answer(run, first, size)
-                    ring.put_all(answers)
-                    moved += bytes_
-                    done = len(answers)
-                else:
-                    done = 0
-                if done < size:
-                    parse = self._abi.parse_request
-                    chunk = [parse(run, at * stride) for at in range(first + done, first + size)]
-                    if self._held or self._paused:
-                        self._held += chunk
-                    else:
-                        self._begin(chunk)
-                    quick = self._fast_now()
-                gathered += size
-                if gathered >= CHUNK or moved >= CHUNK_BYTES:
-                    self._publish(gathered, moved)
-                    gathered = moved = 0
+            if count:
+                left -= count
+                fast = self._serve(run, count, fast)
+            elif polls and fast is not None and self._batch.worth_waiting(self._gathered) and ring.poll(POLLS):
+                polls -= 1
+            else:
+                break
         self._counters["requests"] += ring.size - left
-        if gathered:
-            self._publish(gathered, moved)
+        self._publish()
         return left <= 0
 
-    def _publish(self, gathered: int, moved: int) -> None:
-        self._counters["bytes"] += moved
-        self._link.publish()
-        self._pace.published(gathered)
+    def _serve(self, run: bytes, count: int, fast: FastPath | None) -> FastPath | None:
+        """Serve a run of requests, a chunk at a time. Return the fast path if it is still open."""
+        for first in range(0, count, CHUNK):
+            size = min(CHUNK, count - first)
+            done = 0
+            if fast is not None:
+                answers, moved = fast.answer(run, first, size)
+                self._ring.put_all(answers)
+                self._moved += moved
+                done = len(answers)
+            if done < size:
+                self._begin_slots(run, first + done, size - done)
+                fast = self._open_fast_path()
+            self._gathered += size
+            if self._gathered >= CHUNK or self._moved >= CHUNK_BYTES:
+                self._publish()
+        return fast
 
-    def _fast_now(self) -> FastPath | None:
-        """The short way, if it may be taken: nobody is waited for, and the image needs no device."""
-        quick, engine = self._fast, self._engine
-        if quick is None or engine is None or engine.at_once_fd < 0 or self._jobs or self._held:
+    def _publish(self) -> None:
+        """Publish the answers gathered so far."""
+        if self._gathered:
+            self._counters["bytes"] += self._moved
+            self._link.publish()
+            self._batch.published(self._gathered)
+            self._gathered = self._moved = 0
+
+    def _open_fast_path(self) -> FastPath | None:
+        """The fast path, if it may be taken: the image needs no device, and no earlier request is without an answer."""
+        fast, engine = self._fast, self._engine
+        if fast is None or engine is None or engine.at_once_fd < 0 or self._answers.jobs or not self._gate.is_open:
             return None
-        if self._paused or self._limits.active or self._pages.full:
-            return None
-        quick.fd, quick.flags, quick.ops = engine.at_once_fd, engine.at_once_flags, engine.at_once_ops
-        quick.sectors = engine.sectors
-        return quick
+        fast.fd, fast.flags, fast.ops = engine.at_once_fd, engine.at_once_flags, engine.at_once_ops
+        fast.sectors = engine.sectors
+        return fast
+
+    def _begin_slots(self, run: bytes, first: int, count: int) -> None:
+        """Parse the requests of some slots, and begin them, or hold them behind those that are held."""
+        parse, stride, gate = self._abi.parse_request, self._abi.slot_bytes, self._gate
+        requests = [parse(run, at * stride) for at in range(first, first + count)]
+        if gate.held or gate.paused:
+            gate.held += requests
+        else:
+            self._begin(requests)
 
     def _begin(self, requests: list[Request]) -> None:
-        """Begin requests in order. Refuse those that may not be carried out; hold those that must wait."""
+        """Begin requests in order; refuse those that cannot be carried out, and hold those that must wait."""
+        engine, gate, answers = self._engine, self._gate, self._answers
+        assert engine is not None, "nothing begins in a pause"
+        capacity, read_only = engine.sectors, not engine.writable
         for request in requests:
             if request.op == INDIRECT:
                 requests = self._expand(requests)
                 break
-        engine = self._engine
-        assert engine is not None, "nothing begins in a pause"
-        capacity, read_only = engine.sectors, not engine.writable
-        careful = self._alone or self._pages.full
-        limited = self._limits.active
-        accepted: list[Request] = []
+        strict = gate.begin_batch()
+        batch: list[Request] = []
         for position, request in enumerate(requests):
             op, _, sector, sectors, grefs, firsts, _, _ = request
             plain = op <= WRITE and grefs and not firsts and sector + sectors <= capacity and not (read_only and op)
-            if plain and not careful and not limited:  # nearly all: spare them the rest
-                accepted.append(request)
+            if plain and not strict:  # nearly all: spare them the rest
+                batch.append(request)
                 continue
-            status = check(request, capacity, read_only, engine.can_discard, engine.can_discard_securely)
+            status = self._check(request, engine)
             if status != OKAY:
-                self._submit(accepted, engine)
-                accepted = []
-                self._refuse(request, status)
+                self._submit(batch, engine)
+                batch = []
+                answers.refuse(request, status)
                 continue
-            alone = request.op == WRITE_BARRIER  # after everything before it, and before everything after it (T37)
-            if alone or careful:
-                self._submit(accepted, engine)
-                accepted = []
-                if self._under_way:
-                    self._held += requests[position:]
-                    break
-                careful = self._alone = alone
-            if limited and self._is_too_early(request):
-                self._held += requests[position:]
+            if gate.needs_quiet(request):
+                self._submit(batch, engine)  # which may be done at once
+                batch = []
+            if not gate.admit(request, answers.under_way):
+                gate.held += requests[position:]
                 break
-            accepted.append(request)
-        self._submit(accepted, engine)
-        self._answer()
+            strict = gate.is_strict
+            batch.append(request)
+        self._submit(batch, engine)
+        answers.put_ready()
 
     def _expand(self, requests: list[Request]) -> list[Request]:
-        """Put in the place of indirect requests what they stand for; of one that cannot be, what will be refused."""
-        sound = [
-            request
-            for request in requests
-            if request.op == INDIRECT and check_indirect(request, self._indirect_segments) == OKAY
+        """Put each indirect request's inner request in its place. One that is not sound, or whose descriptors cannot be
+        had, stays as it is, to be refused in its turn; the latter without its pages, so that they are not tried again.
+        """
+        offered = self._indirect_segments
+        indirect = [
+            position
+            for position, request in enumerate(requests)
+            if request.op == INDIRECT and request.grefs and check_indirect(request, offered) == OKAY
         ]
-        tables = dict(zip(map(id, sound), self._pages.fetch(sound), strict=True))
-        expanded = []
-        for request in requests:
-            table = tables.get(id(request))
-            if table is not None:
-                request = expand(request, table)
-            elif id(request) in tables:
-                request = Request(request.flag, request.id, request.sector, -1, (), (), ())
-            expanded.append(request)
+        expanded = list(requests)
+        tables = self._pages.fetch([requests[position] for position in indirect])
+        for position, table in zip(indirect, tables, strict=True):
+            request = requests[position]
+            expanded[position] = request._replace(grefs=()) if table is None else expand(request, table)
         return expanded
 
-    def _is_too_early(self, request: Request) -> bool:
-        """Whether a request must wait for its turn within the limits; if not, it has had it."""
-        loop = asyncio.get_running_loop()
-        delay_s = self._limits.delay_s(loop.time())
-        if delay_s:
-            self._timer = loop.call_later(delay_s, self._go_on)
-            return True
-        self._limits.charge(request.sectors * SECTOR if request.grefs else 0)
-        return False
+    def _check(self, request: Request, engine: Engine) -> int:
+        """Return OKAY, or the status that a request is refused with."""
+        if request.op == INDIRECT:
+            return check_indirect(request, self._indirect_segments) or ERROR  # sound, but without its descriptors
+        return check(request, engine.sectors, not engine.writable, engine.can_discard, engine.can_discard_securely)
 
     def _submit(self, requests: list[Request], engine: Engine) -> None:
+        """Have the engine carry out requests that were admitted."""
         if not requests:
             return
+        answers = self._answers
         jobs, lost = self._pages.begin(requests)
         ready = [job for job in jobs if job.status == OKAY] if lost else jobs
-        done = engine.submit(ready, self._finish)
-        self._note_failure(done)
-        if len(done) == len(ready) and not self._jobs:  # nobody is waited for
-            self._pages.finish(jobs)
-            self._put(jobs)
-            return
-        self._jobs.extend(jobs)
-        self._under_way += len(jobs)
-        self._complete(done + lost if lost else done)
+        done = engine.submit(ready, self._finished)
+        self._report_failure(done)
+        if len(done) == len(ready) and not answers.jobs:
+            answers.put_at_once(jobs)
+        else:
+            answers.expect(jobs)
+            answers.complete(done + lost if lost else done)
 
-    def _refuse(self, request: Request, status: int) -> None:
-        if request.op == INDIRECT:
-            status = check_indirect(request, self._indirect_segments)
-        job = Job(request._replace(op=answered_op(request)), [])
-        job.status, job.done = status, True
-        self._jobs.append(job)
-
-    def _complete(self, jobs: list[Job]) -> None:
-        """Take note that jobs are done: their data delivered, and nothing left mapped that should not be."""
-        if jobs:
-            self._pages.finish(jobs)
-            self._under_way -= len(jobs)
-            for job in jobs:
-                job.done = True
-
-    def _answer(self) -> None:
-        """Answer what is done, in the order of the requests: so a ring can be gone on with after we were killed. The
-        caller publishes."""
-        jobs, done = self._jobs, []
-        while jobs and jobs[0].done:
-            done.append(jobs.popleft())
-        if done:
-            self._put(done)
-
-    def _put(self, jobs: list[Job]) -> None:
-        put, pack = self._ring.put, self._abi.pack_response
-        sectors = errors = 0
-        for job in jobs:
-            request, status = job.request, job.status
-            put(pack(request.id, request.op, status))
-            if status == OKAY:
-                sectors += request.sectors
-            else:
-                errors += 1
-        self._counters["bytes"] += sectors * SECTOR
-        self._counters["errors"] += errors
-
-    def _finish(self, jobs: list[Job]) -> None:
-        """The engine has done jobs: answer them, and go on with what was held."""
-        self._note_failure(jobs)
-        self._complete(jobs)
-        self._answer()
-        if self._held and not self._under_way:
-            self._go_on()
+    def _finished(self, jobs: list[Job]) -> None:
+        """The engine has done jobs: answer them, and begin what is held."""
+        answers = self._answers
+        self._report_failure(jobs)
+        answers.complete(jobs)
+        answers.put_ready()
+        if self._gate.held and not answers.under_way:
+            self._resume_held()
         else:
             self._link.publish()
-        if not self._under_way:
-            self._stirred.set()
+        if not answers.under_way:
+            self._progress.set()
 
-    def _note_failure(self, jobs: list[Job]) -> None:
-        """Tell of the first request that the engine could not carry out."""
+    def _report_failure(self, jobs: list[Job]) -> None:
+        """Call `failed` with the first request that the engine could not carry out."""
         if self._failed is not None:
             for job in jobs:
                 if job.status == ERROR:
@@ -282,56 +236,54 @@ class BlockServer:
                     self._failed = None
                     return
 
-    def _go_on(self) -> None:
-        """Begin what was held, as far as that may begin now."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if not self._paused:
-            held, self._held = self._held, []
-            self._begin(held)
+    def _resume_held(self) -> None:
+        """Begin what is held, as far as it may begin now."""
+        if not self._gate.paused:
+            self._begin(self._gate.release())
         self._link.publish()
-        self._stirred.set()
+        self._progress.set()
 
     # -- what the backend calls ------------------------------------------------------------------------------------
 
     async def pause(self) -> None:
         """Begin nothing more, and return once nothing is under way. The engine may be closed then."""
-        self._paused = True
-        while self._under_way:
-            self._stirred.clear()
-            await self._stirred.wait()
+        self._gate.paused = True
+        while self._answers.under_way:
+            await self._next_progress()
 
     def resume(self, engine: Engine) -> None:
-        """Go on, with this engine."""
+        """End the pause: begin what is held, with this engine."""
         self._engine = engine
-        self._paused = False
-        self._go_on()
+        self._gate.paused = False
+        self._resume_held()
 
     def limits_changed(self) -> None:
-        """What waits for its turn may have it sooner now."""
-        if self._timer is not None:
-            self._go_on()
+        """Begin what is held for the limits, as far as the new ones allow."""
+        if self._gate.is_timed:
+            self._resume_held()
 
     async def finish(self, *, stopping: bool = False) -> None:
         """Answer everything taken from the ring, then give the pages back. What a pause holds gets ERROR.
 
         Args:
-            stopping: the daemon ends, and another one goes on with the ring: what is not begun stays in it.
+            stopping: the daemon ends, and the next one adopts the ring: what has not begun stays in it.
         """
-        self._limits = Limits()
+        gate, answers = self._gate, self._answers
+        gate.lift_limits()
         if stopping:
-            self._paused = True
-            self._held = []
-        elif self._paused:
-            held, self._held = self._held, []
-            for request in held:
-                self._refuse(request, ERROR)
-            self._answer()
+            gate.paused = True
+            gate.release()
+        elif gate.paused:
+            for request in gate.release():
+                answers.refuse(request, ERROR)
+            answers.put_ready()
             self._link.publish()
         else:
-            self._go_on()
-        while self._under_way or (self._held and not stopping):
-            self._stirred.clear()
-            await self._stirred.wait()
+            self._resume_held()
+        while answers.under_way or (gate.held and not stopping):
+            await self._next_progress()
         self._pages.close()
+
+    async def _next_progress(self) -> None:
+        self._progress.clear()
+        await self._progress.wait()

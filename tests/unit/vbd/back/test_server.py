@@ -496,6 +496,18 @@ async def test_the_end_of_a_paused_server() -> None:
     assert bench.pages.closed
 
 
+async def test_an_indirect_request_that_a_pause_held_to_the_end() -> None:
+    """It gets ERROR as well, with its inner operation, and its descriptors are not fetched: nothing was written."""
+    bench = Bench(indirect_segments=256)
+    bench.pages.tables[50,] = pack_segments(tuple(range(200, 220)), 160)
+    await bench.server.pause()
+    bench.pair.ask(X86_64.pack_indirect(WRITE, 5, 8, 20, (50,)))
+    bench.server.drain()
+    await bench.server.finish()
+    assert bench.pair.answers() == [Answer(5, WRITE, ERROR)]
+    assert bench.engine.begun == []
+
+
 async def test_the_end_of_the_daemon() -> None:
     """What was not begun, in a pause or for a limit, stays in the ring for the next process; the rest is answered."""
     bench = Bench()

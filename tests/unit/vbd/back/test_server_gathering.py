@@ -42,7 +42,7 @@ class Bench:
         self.to_come = 0
         self.miss = 0
         self._id = 0
-        monkeypatch.setattr(self.server, "_fast_now", lambda: AtOnce(bytes_each))
+        monkeypatch.setattr(self.server, "_open_fast_path", lambda: AtOnce(bytes_each))
         monkeypatch.setattr(BackRing, "poll", self._looker())
 
     def _looker(self) -> Callable[[BackRing, int], bool]:
