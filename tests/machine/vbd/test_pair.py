@@ -40,9 +40,9 @@ from xenbusd.ids import DOM0, Domid
 from xenbusd.ring.layout import REQ_PROD
 from xenbusd.testing import Machine, Peer
 from xenbusd.testing.machine import DEADLINE_S
-from xenbusd_vbd import backend
 from xenbusd_vbd import frontend as vbd_frontend
 from xenbusd_vbd.backend import VbdBackend
+from xenbusd_vbd.image import opening
 from xenbusd_vbd.image.buffered import FileEngine
 from xenbusd_vbd.nbd import wire
 
@@ -426,7 +426,7 @@ async def test_a_flush_covers_what_was_written(
     machine: Machine, image: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A flush is one fdatasync; a barrier is one before its write and one after it; a plain write is none."""
-    monkeypatch.setattr(backend, "DirectEngine", FileEngine)  # else the kernel does it, where nobody sees it
+    monkeypatch.setattr(opening, "DirectEngine", FileEngine)  # else the kernel does it, where nobody sees it
     flushed: list[int] = []
     sync = os.fdatasync
 
