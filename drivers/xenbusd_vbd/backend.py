@@ -72,7 +72,8 @@ class VbdBackend(Backend, device_class="vbd"):
         try:
             mode = os.stat(path).st_mode
         except OSError as error:
-            raise UsageError(f"vbd: cannot serve {path}: {error.strerror}") from None
+            hint = "" if path in keys.backend["params"] else "; write the absolute path of what is not in /dev"
+            raise UsageError(f"vbd: cannot serve {path}: {error.strerror}{hint}") from None
         if params.format == RAW and not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
             raise UsageError(f"vbd: cannot serve {path}: it is neither a regular file nor a block device")
         return keys
