@@ -6,10 +6,13 @@ Lines go to stderr. Four formats:
 * `console`: time, level, event and keys, for people; in colour on a terminal.
 * `json`: one object on each line, for shippers.
 * `auto`: `journal` when stderr is connected to journald (JOURNAL_STREAM names it), else `console`, in a file or a pipe
-  without colour. `json` is never guessed: who ships logs says so.
+  without colour. `json` is never guessed: it has to be asked for.
 
 What the other end wrote is hostile here too: every value is cut at 128 bytes and its control characters are escaped
-before any format sees it, and warnings about a peer (`otherend.*`) are rate-limited for each device (XSA-180).
+before any format sees it. Lines that the other end can bring about at will are rate-limited for each device (XSA-180):
+warnings about it (`otherend.*`), and each line whose writer says so with `by_otherend=True`, a key that is not printed.
+
+Which events there are, and when each is written, stands in `xenbusd.events`.
 
 structlog is imported at the first use, because xenbusctl, which logs nothing, should start fast.
 """
@@ -120,7 +123,7 @@ def _renderers(format: str) -> list[Callable[[Logger, str, Event], Any]]:
 
 
 class _Stderr:
-    """Writes whole lines to whatever stderr is now. A log that cannot be written never harms the daemon."""
+    """Writes whole lines to what is stderr at that moment. A log that cannot be written never harms the daemon."""
 
     def __init__(self, *args: object) -> None:
         del args
@@ -136,7 +139,7 @@ class _Stderr:
 
 
 class _Forward(logging.Handler):
-    """Takes what libraries (asyncio above all) say through the standard library's logging into our log."""
+    """Passes what libraries (asyncio above all) log through the standard library's logging on to our log."""
 
     def emit(self, record: logging.LogRecord) -> None:
         name = record.levelname.lower()
@@ -239,7 +242,7 @@ class RateLimit:
         self._buckets: dict[Hashable, list[float]] = {}
 
     def admit(self, key: Hashable) -> int | None:
-        """Return None if this one is to be dropped; else how many were dropped since the last that was not."""
+        """Return None if this line is to be dropped; else how many were dropped since the last that was not."""
         now = self._clock()
         bucket = self._buckets.get(key)
         if bucket is None:
@@ -254,8 +257,9 @@ class RateLimit:
         bucket[:] = tokens - 1.0, now, 0.0
         return int(dropped)
 
-    def untold(self, belongs: Callable[[Hashable], bool]) -> int:
-        """Return how many were dropped and not told of yet, of the keys for which `belongs` is true; now they are."""
+    def unreported(self, belongs: Callable[[Hashable], bool]) -> int:
+        """Return how many lines were dropped since the last report, of all keys for which `belongs` is true. This is
+        their report."""
         buckets = [bucket for key, bucket in self._buckets.items() if belongs(key)]
         count = int(sum(bucket[2] for bucket in buckets))
         for bucket in buckets:
@@ -263,15 +267,12 @@ class RateLimit:
         return count
 
 
-_PEER_MADE = ("device.adopted", "device.closed", "device.connected", "device.failed")
-"""Lines that a frontend can make come as often as it likes, by closing and beginning again."""
-
-
 class _Limit:
-    """Processor: drop what the other end makes us say too often, and tell later how much that was (XSA-180).
+    """Processor: drop lines that the other end brings about too often, and tell later how many those were (XSA-180).
 
-    It looks at warnings whose event starts with "otherend.", and at `_PEER_MADE`, by device and event. The next line of
-    the kind that passes carries `suppressed=N`; so does the device's `device.closed`, for all kinds.
+    It counts warnings whose event starts with "otherend.", and lines marked with `by_otherend=True`, by device and
+    event. The next line of the kind that passes carries `suppressed=N`; so does the device's `device.closed`, for all
+    kinds.
     """
 
     def __init__(self, limit: RateLimit) -> None:
@@ -281,13 +282,14 @@ class _Limit:
         from structlog import DropEvent
 
         name, device = str(event.get("event", "")), str(event.get("device", ""))
-        if name not in _PEER_MADE and not (event.get("level") == "warning" and name.startswith("otherend.")):
+        about_it = event.get("level") == "warning" and name.startswith("otherend.")
+        if not event.pop("by_otherend", False) and not about_it:
             return event
         suppressed = self._limit.admit((device, name))
         if suppressed is None:
             raise DropEvent
         if name == "device.closed":
-            suppressed += self._limit.untold(lambda key: isinstance(key, tuple) and key[0] == device)
+            suppressed += self._limit.unreported(lambda key: isinstance(key, tuple) and key[0] == device)
         if suppressed:
             event["suppressed"] = suppressed
         return event

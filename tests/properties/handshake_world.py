@@ -45,7 +45,7 @@ class Silent:
 
     def error(self, event: str, **values: object) -> None:
         """Keep it if it is a bug of ours."""
-        if event in ("driver.crashed", "device.lost", "device.crashed"):
+        if event in ("driver.crashed", "device.lost"):
             self.crashes.append(f"{event}: {values}")
 
     exception = error

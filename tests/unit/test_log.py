@@ -266,7 +266,7 @@ def test_warnings_about_a_peer_are_limited(capsys: pytest.CaptureFixture[str]) -
         bad.warning("otherend.fault", n=n)
     good.warning("otherend.fault", n=0)
     bad.error("hotplug.failed")
-    bad.info("device.closed", reason="fault")
+    bad.info("device.closed", reason="fault", by_otherend=True)
     written = lines(capsys)
     assert written[:10] == [f"<4>otherend.fault device=vbd-1-51712 n={n}" for n in range(10)]
     assert written[10:] == [
@@ -281,17 +281,27 @@ def test_closing_and_beginning_again_does_not_refill_the_limit(capsys: pytest.Ca
     log.setup("journal")
     toggled = log.get(device="vbd-1-51712")
     for _ in range(500):
-        toggled.info("device.connected")
+        toggled.info("device.connected", by_otherend=True)
         toggled.warning("otherend.fault")
-        toggled.info("device.closed")
+        toggled.info("device.closed", by_otherend=True)
     written = lines(capsys)
     assert len(written) == 30
     assert sum("otherend.fault" in line for line in written) == 10
 
 
 def test_our_own_warnings_are_not_limited(capsys: pytest.CaptureFixture[str]) -> None:
-    """Only what a peer can provoke is limited."""
+    """Only what a peer can provoke is limited: its writer says so, whatever the event is called."""
     log.setup("journal")
     for _ in range(50):
         log.get().warning("store.lost")
-    assert len(lines(capsys)) == 50
+        log.get(device="vbd-1-51712").info("device.connected")
+    assert len(lines(capsys)) == 100
+
+
+def test_the_mark_of_a_limited_line_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Any driver may set it, on any event; it is for the limit alone."""
+    log.setup("journal")
+    for _ in range(11):
+        log.get(device="toy-1-0").info("toy.asked", n=1, by_otherend=True)
+    log.get(device="toy-1-0").info("toy.told", by_otherend=False)
+    assert lines(capsys) == ["<6>toy.asked device=toy-1-0 n=1"] * 10 + ["<6>toy.told device=toy-1-0"]

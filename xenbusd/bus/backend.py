@@ -158,11 +158,11 @@ class BackendDevice(Device):
                 for link in links:
                     link.ring.publish()  # what the process before us had no time to show
                     link.notify()  # the frontend may have slept through it all
-                self.log.info("device.adopted", frontend=self.otherend.domid)
+                self.log.info("device.adopted", frontend=self.otherend.domid, by_otherend=True)
             else:
                 await self.switch(State.CONNECTED, keys(published))
                 await self.clear_error()
-                self.log.info("device.connected", frontend=self.otherend.domid)
+                self.log.info("device.connected", frontend=self.otherend.domid, by_otherend=True)
             yield links
             if self.stopping:
                 for link, handover in zip(links, handovers, strict=True):

@@ -161,7 +161,7 @@ class FrontendDevice(Device):
         await self.switch(State.CONNECTED)
         await self.clear_error()
         self._attempts = 0
-        self.log.info("device.connected", backend=self.otherend.domid)
+        self.log.info("device.connected", backend=self.otherend.domid, by_otherend=True)
 
     # -- what the supervisor calls ---------------------------------------------------------------------------------
 

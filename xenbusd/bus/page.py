@@ -187,7 +187,7 @@ class BackPage(PageLink):
                 return
             raise
         await dev.clear_error()
-        dev.log.info("device.connected", frontend=dev.otherend.domid)
+        dev.log.info("device.connected", frontend=dev.otherend.domid, by_otherend=True)
 
     def close(self) -> None:
         """Close the link; the note stays."""
@@ -233,7 +233,7 @@ async def connect_page(dev: BackendDevice) -> AsyncIterator[BackPage]:
             except ConnectionEnded as over:
                 dev.log.warning("device.unclean", reason=str(over))
                 raise
-            dev.log.info("device.adopted", frontend=otherend.domid)
+            dev.log.info("device.adopted", frontend=otherend.domid, by_otherend=True)
         else:
             os.ftruncate(note, 0)
             link.taken = False

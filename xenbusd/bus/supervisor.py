@@ -120,6 +120,7 @@ class Supervisor:
             "device.closed",
             reason=reason or over or ("the daemon stops" if dev.stopping else "the driver ended it"),
             lifetime_s=round(time.monotonic() - began, 3),
+            by_otherend=True,
             **dev.counters,
         )
         return failed
@@ -140,7 +141,7 @@ class Supervisor:
         elif isinstance(error, LocalProtocolError) or not isinstance(error, XenbusdError | OSError):
             dev.log.error("driver.crashed", error=repr(error), exc_info=error)
         else:
-            dev.log.error("device.failed", error=str(error))
+            dev.log.error("device.failed", error=str(error), by_otherend=True)
 
 
 def innermost(error: Exception) -> Exception:

@@ -33,7 +33,7 @@ DRIVER_DOMAIN = Domid(7)
 NOT_YET = (OSError, EOFError, AssertionError)
 """How a use fails while the device is not there yet, or just not any more."""
 
-BUGS = frozenset({"driver.crashed", "device.lost", "device.crashed"})
+BUGS = frozenset({"driver.crashed", "device.lost"})
 """Log events that no misfortune and no peer may cause."""
 
 

@@ -27,7 +27,7 @@ from xenbusd_echo.protocol import RING, SLOT, Line
 ONCE = ["InitWait", "Connected", "Closing", "Closed"]
 """What a backend goes through in one connection."""
 
-OUR_BUGS = {"driver.crashed", "device.lost", "device.crashed"}
+OUR_BUGS = {"driver.crashed", "device.lost"}
 """Log events that no peer may cause."""
 
 
