@@ -33,6 +33,7 @@ from xenbusd.process.listener import Listener
 from xenbusd.rate import RateLimit
 from xenbusd.ring.batching import BatchSize
 from xenbusd.ring.layout import Raw, RingFormat, Slot
+from xenbusd.ring.polling import BusyPoll
 from xenbusd.ring.shared import BackRing, FrontRing
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "Backend",
     "BackendDevice",
     "BatchSize",
+    "BusyPoll",
     "Child",
     "ConnectionEnded",
     "Copy",

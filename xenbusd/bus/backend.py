@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
 
+from xenbusd.bus.channel import Channel
 from xenbusd.bus.device import Device, Services
 from xenbusd.bus.handover import Handover, forget, identity, journal_path
 from xenbusd.bus.link import BackLink, describe
@@ -196,7 +197,8 @@ class BackendDevice(Device):
             host.events.unbind(port)
             mapping.unmap()
             raise
-        return BackLink(self, ring, port, format, mapping.unmap)
+        channel = Channel(self.services.ports, port, self.counters, self.fail)
+        return BackLink(self, ring, channel, host.grants, format, mapping.unmap)
 
     def _adopt(self, handover: Handover, ring_id: int, pages: int, slot_bytes: int) -> Journal:
         """Take the journal of the process before us, or say in the log why the device must close instead."""

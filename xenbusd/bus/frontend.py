@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
 
+from xenbusd.bus.channel import Channel
 from xenbusd.bus.device import Device
 from xenbusd.bus.link import FrontLink, describe
 from xenbusd.bus.nodes import Value, keys
@@ -142,7 +143,8 @@ class FrontendDevice(Device):
         found: dict[str, Value] = {"event-channel": port}
         names = ["ring-ref"] if order is None else [f"ring-ref{page}" for page in range(1 << order)]
         found.update(zip(names, share.grefs, strict=True))
-        return FrontLink(self, ring, port, format, share.unshare), found
+        channel = Channel(self.services.ports, port, self.counters, self.fail)
+        return FrontLink(self, ring, channel, host.grants, format, share.unshare), found
 
     def _begins(self, seen: Seen) -> bool | None:
         self.check(seen)

@@ -4,9 +4,14 @@ A fast driver hands `serve` a plain function that drains the ring in a batch. A 
 a backend with `async for request in ring` and `reply`, a frontend with `await ring.call(request)`. Neither way costs
 a task for each request, and the fast one costs no future either.
 
-A device may have several queues, each a link of its own: `start` each, then wait with `dev.until_ended()` once.
+Theory of operation. Everything here runs on the event loop, in the turns that the ring's `Channel` gives it: a turn
+drains, polls if the driver has asked for that (see `xenbusd.ring.polling`), and sleeps only if the ring is still empty
+after the other end was asked to send events again. The driver may call a link's methods from the event loop, at any
+time, also between turns: an answer that is ready later is put and published from wherever it became ready.
 
-The store is out of reach here but for `dev`'s own looks: the data path never writes to it.
+A device may have several rings, each a link of its own: `start` each, then wait with `dev.until_ended()` once.
+
+The data path never reads or writes the store; only `async for` observes it, between two batches, to see its end.
 """
 
 from __future__ import annotations
@@ -17,58 +22,50 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
+from xenbusd.bus.channel import Channel
 from xenbusd.bus.device import Device
 from xenbusd.errors import ConnectionEnded, OtherendError, XenbusdError
 from xenbusd.host.interface import Grants
-from xenbusd.ids import Port
 from xenbusd.ring.layout import Req, RingFormat, Rsp
-from xenbusd.ring.polling import POLLS, BusyPoll
+from xenbusd.ring.polling import ROUNDS_MAX, BusyPoll
 from xenbusd.ring.shared import BackRing, FrontRing
 
 AnyRing = TypeVar("AnyRing", bound=BackRing | FrontRing)
-
-
-SPURIOUS_MAX = 16
-"""Events in a row that find nothing in the ring, before the other end is slowed down."""
-
-PAUSE_FIRST_S = 0.0005
-PAUSE_MAX_S = 0.1
-
-POLL_ROUNDS = 8
-"""Times that a look may find something before the rest of the daemon has its turn: well below a millisecond, unless a
-guest means to make it long; then some 1.5 ms."""
 
 
 class Link(Generic[AnyRing]):
     """Common to both ends.
 
     Args:
-        dev: whose link it is.
+        dev: the device that the ring belongs to.
         ring: our end of the ring.
-        port: our event channel port, bound or open.
+        channel: where its events arrive; perhaps shared with other rings.
+        grants: for pages besides the ring's.
         slot_bytes: the ring's stride, to walk through what `ring.take` returns.
         release: gives ring pages back; called once, after the port is closed.
     """
 
-    def __init__(self, dev: Device, ring: AnyRing, port: Port, slot_bytes: int, release: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        dev: Device,
+        ring: AnyRing,
+        channel: Channel,
+        grants: Grants,
+        slot_bytes: int,
+        release: Callable[[], None],
+    ) -> None:
         self.dev = dev
         self.ring = ring
-        self.port = port
-        self.grants: Grants = dev.services.host.grants
+        self.grants = grants
         self.counters = dev.counters
-        self._events = dev.services.host.events
+        self.notify = channel.notify
+        """Wake the other end."""
+        self._channel = channel
         self._slot_bytes = slot_bytes
         self._release = release
         self._loop = asyncio.get_running_loop()
         self._drain: Callable[[], bool | None] | None = None
         self._open = True
-        self._masked = True
-        self._spurious = 0
-
-    def notify(self) -> None:
-        """Wake the other end."""
-        self.counters["notifications"] += 1
-        self._events.notify(self.port)
 
     def publish(self) -> None:
         """Show what was put into the ring, and wake the other end if it asked for that."""
@@ -84,81 +81,47 @@ class Link(Generic[AnyRing]):
                 `dev.until_ended`.
         """
         self._drain = drain
-        self.dev.services.ports.attach(self.port, self._woken)
-        self._ready()  # a request may have come before the port was bound (T60)
+        self._channel.attach(self._turn)
 
     async def serve(self, drain: Callable[[], bool | None]) -> str:
-        """Start, and wait for as long as the connection lasts: for a device of one queue.
+        """Start, and wait for as long as the connection lasts: for a device of one ring.
 
         Args:
             drain: as for `start`; an error that it raises is raised here.
 
         Returns:
-            Why it is over. The ring and the port still work, so that work under way can be finished.
+            Why it has ended. The ring and the port still work, so that work under way can be finished.
         """
         self.start(drain)
         return await self.dev.until_ended()
 
-    def _woken(self) -> None:
-        """The other end has notified us. The port stays masked until we say otherwise."""
-        self._masked = True
-        self._ready()
+    def _turn(self) -> bool:
+        """Drain, and sleep only if the ring is still empty once the other end sends events again."""
+        return self._drain_once() or not self.ring.rest()
 
-    def _ready(self) -> None:
-        """Drain, and sleep only if the ring is still empty once the other end knows that we do."""
-        if self._drain is None:
-            return
-        try:
-            more = self._take_turn(self._drain) or not self.ring.rest()
-        except Exception as error:
-            self._drain = None  # the port stays masked: a hostile peer cannot wake us again (T61)
-            self.dev.fail(error)
-            return
-        if more:
-            self._loop.call_soon(self._ready)  # let the other devices have their turn
-        elif self._masked:
-            self.unmask()
-
-    def _take_turn(self, drain: Callable[[], bool | None]) -> bool:
-        """Drain once. Return whether there may be more."""
+    def _drain_once(self) -> bool:
+        """Drain. Return whether there may be more."""
+        drain = self._drain
+        if drain is None:
+            return False
         before = self.ring.taken
         more = drain()
         if self.ring.taken != before:
-            self._spurious = 0
+            self._channel.found_work()
         return bool(more)
-
-    def unmask(self) -> None:
-        """Let the port wake us again: at once, or after a pause if it has woken us for nothing again and again.
-
-        Some events find nothing, since we look on before we sleep. An other end that sends nothing but such gets the
-        pause that Linux gives it: twice as long each time, up to a limit (XSA-331, XSA-332; xen_irq_lateeoi).
-        """
-        self._masked = False
-        self._spurious += 1
-        excess = self._spurious - SPURIOUS_MAX
-        if excess <= 0:
-            self._events.unmask(self.port)
-        else:
-            self.counters["throttled"] = self.counters.get("throttled", 0) + 1
-            self._loop.call_later(min(PAUSE_FIRST_S * 2 ** min(excess, 16), PAUSE_MAX_S), self._unmask_late)
-
-    def _unmask_late(self) -> None:
-        if self._open:
-            self._events.unmask(self.port)
 
     def describe(self) -> dict[str, object]:
         """Ring indices and port, for `show`."""
-        return {"port": self.port, "ring_slots": self.ring.size, **self.ring.indices()}
+        return {"port": self._channel.port, "ring_slots": self.ring.size, **self.ring.indices()}
 
     def close(self) -> None:
-        """Close the port, then give the ring's pages back. Idempotent."""
+        """Close the channel, then give the ring's pages back. Idempotent."""
         if not self._open:
             return
         self._open = False
         self._drain = None
         self.dev.details = None
-        self.dev.services.ports.detach(self.port)
-        self._events.unbind(self.port)
+        self._channel.close()
         self.ring.release()
         self._release()
 
@@ -167,62 +130,86 @@ class BackLink(Link[BackRing], Generic[Req, Rsp]):
     """The backend's end of a connected ring."""
 
     def __init__(
-        self, dev: Device, ring: BackRing, port: Port, format: RingFormat[Req, Rsp], release: Callable[[], None]
+        self,
+        dev: Device,
+        ring: BackRing,
+        channel: Channel,
+        grants: Grants,
+        format: RingFormat[Req, Rsp],
+        release: Callable[[], None],
     ) -> None:
-        super().__init__(dev, ring, port, format.slot_bytes, release)
+        super().__init__(dev, ring, channel, grants, format.slot_bytes, release)
         self._request = format.request
         self._inbox: deque[Req] = deque()
         self._wake = asyncio.Event()
         self._woken_by_store = False
-        self._busy_poll = BusyPoll()
+        self._poll: BusyPoll | None = None
 
-    def _take_turn(self, drain: Callable[[], bool | None]) -> bool:
-        """Drain, and look for more before sleeping, as long as that pays.
+    def start(self, drain: Callable[[], bool | None], *, poll: BusyPoll | None = None) -> None:
+        """As `Link.start`.
 
-        Nobody else is kept waiting: there are no looks while other rings are at work as well, nor while requests are
-        under way, whose end will wake us; and a round of the event loop after POLL_ROUNDS.
+        Args:
+            drain: as there.
+            poll: poll the ring for a while before waiting for an event, as long as that pays; None: never. Each ring
+                has one of its own.
         """
-        ports, looking = self.dev.services.ports, self._busy_poll
-        alone, ports.latest = ports.latest == self.port, self.port
-        if super()._take_turn(drain):
+        self._poll = poll
+        super().start(drain)
+
+    async def serve(self, drain: Callable[[], bool | None], *, poll: BusyPoll | None = None) -> str:
+        """As `Link.serve`, with `poll` as for `start`."""
+        self.start(drain, poll=poll)
+        return await self.dev.until_ended()
+
+    def _turn(self) -> bool:
+        """Drain, poll for more as long as that pays, and sleep only if the ring is still empty after that."""
+        if self._drain_once():
             return True
-        if not alone or self.ring.unanswered or not looking.is_worth_it():
-            return False
-        if self._masked:
-            self.unmask()  # now, since the next request need not wait for it
-        for _ in range(POLL_ROUNDS):
-            if not self.ring.poll(POLLS):
-                looking.miss()
-                return False
-            looking.found()
-            if super()._take_turn(drain):
+        poll, channel, ring = self._poll, self._channel, self.ring
+        if (
+            poll is not None
+            and channel.is_only_active
+            and not ring.unanswered
+            and not channel.is_shared
+            and poll.is_worth_it()
+        ):
+            if channel.masked:
+                channel.unmask()  # now, since the next request need not wait for it
+            for _ in range(ROUNDS_MAX):
+                if not ring.poll():
+                    poll.miss()
+                    break
+                poll.found()
+                if self._drain_once():
+                    return True
+            else:
                 return True
-        return True
+        return not ring.rest()
 
     def reply(self, response: Rsp) -> None:
-        """Answer a request; it is shown to the frontend when the next request is waited for."""
+        """Answer a request; the frontend sees the answer when the next request is waited for."""
         self.ring.put(response.pack())
 
     async def __aiter__(self) -> AsyncIterator[Req]:
-        """Yield the requests in order, and end when the connection is over."""
-        self.dev.services.ports.attach(self.port, self._wake.set)
-        self.dev.on_wake.add(self._look_soon)
+        """Yield the requests in order, and end when the connection has ended."""
+        self._channel.listen(self._wake.set)
+        self.dev.on_wake.add(self._store_changed)
         self._woken_by_store = True
         while True:
             self._wake.clear()
-            if self._woken_by_store and await self._is_over():
+            if self._woken_by_store and await self._has_ended():
                 return
             if self._fill():
-                self._spurious = 0
+                self._channel.found_work()
                 while self._inbox:
                     yield self._inbox.popleft()
                 self.publish()
-                await asyncio.sleep(0)  # let the other devices have their turn
+                await asyncio.sleep(0)  # other devices have their turn
             elif self.ring.rest():
-                self.unmask()
+                self._channel.unmask()
                 await self._wake.wait()
 
-    def _look_soon(self) -> None:
+    def _store_changed(self) -> None:
         self._woken_by_store = True
         self._wake.set()
 
@@ -236,7 +223,7 @@ class BackLink(Link[BackRing], Generic[Req, Rsp]):
                 raise OtherendError(f"a request that cannot be: {error}") from None
         return count > 0
 
-    async def _is_over(self) -> bool:
+    async def _has_ended(self) -> bool:
         dev = self.dev
         self._woken_by_store = False
         dev.forget_hints()
@@ -250,7 +237,7 @@ class BackLink(Link[BackRing], Generic[Req, Rsp]):
 
     def close(self) -> None:
         """Close the link."""
-        self.dev.on_wake.discard(self._look_soon)
+        self.dev.on_wake.discard(self._store_changed)
         super().close()
 
 
@@ -258,9 +245,15 @@ class FrontLink(Link[FrontRing], Generic[Req, Rsp]):
     """The frontend's end of a connected ring."""
 
     def __init__(
-        self, dev: Device, ring: FrontRing, port: Port, format: RingFormat[Req, Rsp], release: Callable[[], None]
+        self,
+        dev: Device,
+        ring: FrontRing,
+        channel: Channel,
+        grants: Grants,
+        format: RingFormat[Req, Rsp],
+        release: Callable[[], None],
     ) -> None:
-        super().__init__(dev, ring, port, format.slot_bytes, release)
+        super().__init__(dev, ring, channel, grants, format.slot_bytes, release)
         self._response = format.response
         self._waiting: dict[int, asyncio.Future[Rsp]] = {}
         self._free = list(range(ring.size))

@@ -23,13 +23,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from xenbusd.bus.channel import Channel
 from xenbusd.bus.device import Device
 from xenbusd.bus.handover import identity
-from xenbusd.bus.link import PAUSE_FIRST_S, PAUSE_MAX_S, SPURIOUS_MAX
 from xenbusd.bus.nodes import Value, keys
 from xenbusd.bus.state import OFFERED, Seen, State
 from xenbusd.errors import ConnectionEnded
-from xenbusd.ids import Port
+from xenbusd.host.interface import Grants
 from xenbusd.ring.barrier import fence
 
 if TYPE_CHECKING:
@@ -45,29 +45,27 @@ class PageLink:
     """Common to both ends.
 
     Args:
-        dev: whose link it is.
+        dev: the device that the page belongs to.
         page: the shared page, 4096 bytes.
-        port: our event channel port, bound or open.
+        channel: where its events arrive.
+        grants: for pages besides this one.
         release: gives the page back; called once, after the port is closed.
     """
 
-    def __init__(self, dev: Device, page: memoryview, port: Port, release: Callable[[], None]) -> None:
+    def __init__(
+        self, dev: Device, page: memoryview, channel: Channel, grants: Grants, release: Callable[[], None]
+    ) -> None:
         self.dev = dev
         self.page = page
-        self.port = port
-        self.grants = dev.services.host.grants
+        self.grants = grants
         self.counters = dev.counters
-        self._events = dev.services.host.events
+        self.notify = channel.notify
+        """Wake the other end."""
+        self._channel = channel
         self._release = release
         self._drain: Callable[[], bool] | None = None
         self._open = True
-        self._spurious = 0
         dev.details = self.describe
-
-    def notify(self) -> None:
-        """Wake the other end."""
-        self.counters["notifications"] += 1
-        self._events.notify(self.port)
 
     @staticmethod
     def fence() -> None:
@@ -82,48 +80,29 @@ class PageLink:
                 coroutine. An error that it raises ends the connection and is raised here.
 
         Returns:
-            Why it is over. The page and the port still work, so that work under way can be finished.
+            Why it has ended. The page and the port still work, so that work under way can be finished.
         """
         self._drain = drain
-        self.dev.services.ports.attach(self.port, self._ready)
-        self._ready()  # a request may have come before the port was bound (T49, T60)
+        self._channel.attach(self._turn)
         return await self.dev.until_ended()
 
-    def _ready(self) -> None:
-        if self._drain is None:
-            return
-        try:
-            found = self._drain()
-        except Exception as error:
-            self._drain = None  # the port stays masked: a hostile peer cannot wake us again (T61)
-            self.dev.fail(error)
-            return
-        self._spurious = 0 if found else self._spurious + 1
-        excess = self._spurious - SPURIOUS_MAX
-        if excess <= 0:
-            self._events.unmask(self.port)
-        else:  # it wakes us for nothing: as `Link.unmask`
-            self.counters["throttled"] = self.counters.get("throttled", 0) + 1
-            pause_s = min(PAUSE_FIRST_S * 2 ** min(excess, 16), PAUSE_MAX_S)
-            asyncio.get_running_loop().call_later(pause_s, self._unmask_late)
-
-    def _unmask_late(self) -> None:
-        if self._open:
-            self._events.unmask(self.port)
+    def _turn(self) -> bool:
+        if self._drain is not None and self._drain():
+            self._channel.found_work()
+        return False
 
     def describe(self) -> dict[str, object]:
         """The port and the page's first bytes, for `show`."""
-        return {"port": self.port, "page": bytes(self.page[:8]).hex(" ")}
+        return {"port": self._channel.port, "page": bytes(self.page[:8]).hex(" ")}
 
     def close(self) -> None:
-        """Close the port, then give the page back. Idempotent."""
+        """Close the channel, then give the page back. Idempotent."""
         if not self._open:
             return
         self._open = False
         self._drain = None
         self.dev.details = None
-        self.dev.services.ports.detach(self.port)
-        self._events.unbind(self.port)
+        self._channel.close()
         self._release()
 
 
@@ -136,9 +115,16 @@ class BackPage(PageLink):
     """
 
     def __init__(
-        self, dev: Device, page: memoryview, port: Port, release: Callable[[], None], note: int, identity: int
+        self,
+        dev: Device,
+        page: memoryview,
+        channel: Channel,
+        grants: Grants,
+        release: Callable[[], None],
+        note: int,
+        identity: int,
     ) -> None:
-        super().__init__(dev, page, port, release)
+        super().__init__(dev, page, channel, grants, release)
         self._note = note
         self._identity = identity
         self._taken = False
@@ -225,7 +211,8 @@ async def connect_page(dev: BackendDevice) -> AsyncIterator[BackPage]:
     except BaseException:
         mapping.unmap()
         raise
-    link = BackPage(dev, mapping.view, port, mapping.unmap, note, identity(grefs, otherend_port))
+    channel = Channel(dev.services.ports, port, dev.counters, dev.fail)
+    link = BackPage(dev, mapping.view, channel, host.grants, mapping.unmap, note, identity(grefs, otherend_port))
     try:
         if dev.adopted:
             try:
@@ -265,7 +252,9 @@ async def offer_page(dev: FrontendDevice, **requested: Value) -> AsyncIterator[P
     except BaseException:
         share.unshare()
         raise
-    link = PageLink(dev, share.view, port, share.unshare)
+    link = PageLink(
+        dev, share.view, Channel(dev.services.ports, port, dev.counters, dev.fail), host.grants, share.unshare
+    )
     try:
         dev.timeline.record("frontend", "write ring/channel details")
         offered: dict[str, Value] = {"ring-ref": share.grefs[0], "event-channel": port, **keys(requested)}

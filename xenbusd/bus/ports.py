@@ -16,8 +16,7 @@ class Ports:
         self.events = events
         self._handlers: dict[Port, Callable[[], None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.latest: Port | None = None
-        """Whose ring was drained last."""
+        self._latest: Port | None = None
 
     def start(self) -> None:
         """Begin to listen on the running event loop."""
@@ -37,6 +36,12 @@ class Ports:
     def detach(self, port: Port) -> None:
         """Forget the handler. Idempotent."""
         self._handlers.pop(port, None)
+
+    def is_only_active(self, port: Port) -> bool:
+        """Note that `port` has work now. Return whether no other port had any since it was noted before."""
+        only = self._latest == port
+        self._latest = port
+        return only
 
     def _deliver(self) -> None:
         for port in self.events.pending():

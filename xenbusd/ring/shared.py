@@ -19,6 +19,7 @@ from xenbusd.ids import PAGE_SIZE
 from xenbusd.ring.barrier import ORDERED, fence
 from xenbusd.ring.journal import Journal
 from xenbusd.ring.layout import HEADER_BYTES, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, U32, slots
+from xenbusd.ring.polling import POLLS
 
 assert sys.byteorder == "little", "Xen's ring indices are little-endian on every machine it runs on"
 
@@ -171,8 +172,8 @@ class BackRing(_Ring):
         fence()
         return self._words[REQ_PROD] == self.req_cons
 
-    def poll(self, times: int) -> bool:
-        """Look for another request up to so many times in a row: some 20 ns each. Return whether one has come."""
+    def poll(self, times: int = POLLS) -> bool:
+        """Read `req_prod` up to so many times in a row, some 20 ns each. Return whether another request has come."""
         words, taken = self._words, self.req_cons
         for _ in range(times):  # noqa: SIM110  # a generator would take half as long again
             if words[REQ_PROD] != taken:

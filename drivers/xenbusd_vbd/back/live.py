@@ -10,7 +10,17 @@ import asyncio
 import errno
 from collections.abc import Awaitable, Callable, Sequence
 
-from xenbusd.api import BackendDevice, BackLink, NodeValueError, Raw, ResourceError, State, boolean, unsigned
+from xenbusd.api import (
+    BackendDevice,
+    BackLink,
+    BusyPoll,
+    NodeValueError,
+    Raw,
+    ResourceError,
+    State,
+    boolean,
+    unsigned,
+)
 from xenbusd_vbd.back.limits import Limits
 from xenbusd_vbd.back.server import BlockServer
 from xenbusd_vbd.image.engine import Engine
@@ -75,7 +85,7 @@ class LiveDisk:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._follow_keys()), group.create_task(self._follow_size())]
                 for link, server in zip(links, servers, strict=True):
-                    link.start(server.drain)
+                    link.start(server.drain, poll=BusyPoll())
                 try:
                     await self._dev.until_ended()
                     await self._outlast_frontend()

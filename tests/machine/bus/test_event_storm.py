@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from threading import Event, Thread
 
-from xenbusd.bus.link import PAUSE_MAX_S
+from xenbusd.bus.channel import PAUSE_MAX_S
 from xenbusd.ids import DOM0, Domid
 from xenbusd.testing import Machine, Peer
 from xenbusd_echo.backend import EchoBackend

@@ -1,4 +1,4 @@
-"""A backend's link between two requests: when it looks for another one before it sleeps, and what it does meanwhile."""
+"""A backend's link between two requests: when it polls before it waits for an event, and what it does meanwhile."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
-from xenbusd.bus.link import POLL_ROUNDS, BackLink
+from tests.doubles.events import FakePorts
+from xenbusd.bus.channel import Channel
+from xenbusd.bus.link import BackLink
 from xenbusd.ids import Port
 from xenbusd.ring.layout import Raw, RingFormat
-from xenbusd.ring.polling import MISSES_MAX, SLEEPS
+from xenbusd.ring.polling import MISSES_MAX, ROUNDS_MAX, SLEEPS, BusyPoll
 
 FORMAT = RingFormat(64, Raw, Raw)
 
 
 class Ring:
-    """A ring whose frontend sends another request as often as the test says, each time while it is looked for."""
+    """A ring whose frontend sends another request as often as the test says, each time while it is polled."""
 
     size = 32
 
@@ -27,10 +29,9 @@ class Ring:
         self.there = 0
         self.unanswered = 0
 
-    def poll(self, times: int) -> bool:
+    def poll(self) -> bool:
         """Find one if there is one to come."""
-        assert times > 0
-        self.acts.append("look")
+        self.acts.append("poll")
         if self.to_come:
             self.to_come -= 1
             self.there += 1
@@ -44,24 +45,28 @@ class Ring:
 
 
 class Fixture:
-    """A link on such a ring, and what it did, in order."""
+    """A link on such a ring, and what it did, in order.
 
-    def __init__(self) -> None:
+    Args:
+        poll: the driver's choice.
+    """
+
+    def __init__(self, poll: BusyPoll | None = None) -> None:
         self.acts: list[str] = []
         self.ring = Ring(self.acts)
-        self.ports = SimpleNamespace(latest=None, attach=self._attach)
-        events = SimpleNamespace(unmask=lambda _: self.acts.append("unmask"))
-        host = SimpleNamespace(grants=None, events=events)
+        self.ports = FakePorts()
+        self.ports.on("unmask", 7, lambda: self.acts.append("unmask"))
         self.errors: list[BaseException] = []
-        dev: Any = SimpleNamespace(
-            counters=Counter(), services=SimpleNamespace(host=host, ports=self.ports), fail=self.errors.append
-        )
+        channel = Channel(self.ports, Port(7), Counter(), self.errors.append)
+        dev: Any = SimpleNamespace(counters=channel.counters)
         ring: Any = self.ring
-        self.link: BackLink[Raw, Raw] = BackLink(dev, ring, Port(7), FORMAT, lambda: None)
-        self.link.start(self.drain)
+        grants: Any = None
+        self.link: BackLink[Raw, Raw] = BackLink(dev, ring, channel, grants, FORMAT, lambda: None)
+        self.link.start(self.drain, poll=poll)
 
-    def _attach(self, _: Port, handler: Any) -> None:
-        self.notified = handler
+    def notified(self) -> None:
+        """Have an event arrive."""
+        self.ports.deliver(7)
 
     def drain(self) -> bool:
         """Take what is there."""
@@ -71,7 +76,7 @@ class Fixture:
         return False
 
     def request(self, *, followed_by: int = 0) -> list[str]:
-        """Have one request notified, and so many more sent while they are looked for. Return what the link did."""
+        """Have one request notified, and so many more sent while the ring is polled. Return what the link did."""
         self.acts.clear()
         self.ring.there += 1
         self.ring.to_come = followed_by
@@ -81,43 +86,57 @@ class Fixture:
 
 async def test_next_request_is_seen_before_sleeping() -> None:
     """The port is unmasked once, off the way of the next request; we sleep only when no more come."""
-    fixture = Fixture()
-    assert fixture.request(followed_by=2) == ["drain", "unmask", "look", "drain", "look", "drain", "look", "rest"]
+    fixture = Fixture(BusyPoll())
+    assert fixture.request(followed_by=2) == ["drain", "unmask", "poll", "drain", "poll", "drain", "poll", "rest"]
 
 
-async def test_looks_for_nothing_end() -> None:
-    """After MISSES_MAX looks for nothing there are none, but for one in SLEEPS; one that finds brings them
-    back."""
-    fixture = Fixture()
-    looks = [fixture.request().count("look") for _ in range(MISSES_MAX + 2 * SLEEPS)]
-    assert looks[:MISSES_MAX] == [1] * MISSES_MAX
-    assert looks[MISSES_MAX:] == 2 * [*[0] * (SLEEPS - 1), 1]
+async def test_polls_that_miss_end() -> None:
+    """After MISSES_MAX polls that miss there are none, but for one in SLEEPS; one that finds brings them back."""
+    fixture = Fixture(BusyPoll())
+    polls = [fixture.request().count("poll") for _ in range(MISSES_MAX + 2 * SLEEPS)]
+    assert polls[:MISSES_MAX] == [1] * MISSES_MAX
+    assert polls[MISSES_MAX:] == 2 * [*[0] * (SLEEPS - 1), 1]
     for _ in range(SLEEPS - 1):
         assert fixture.request(followed_by=1) == ["drain", "rest", "unmask"]
-    assert fixture.request(followed_by=1).count("look") == 2
-    assert fixture.request().count("look") == 1
+    assert fixture.request(followed_by=1).count("poll") == 2
+    assert fixture.request().count("poll") == 1
 
 
-async def test_nobody_looks_while_another_ring_is_at_work() -> None:
+async def test_nobody_polls_while_another_ring_is_at_work() -> None:
     """Then there is something better to do."""
-    fixture = Fixture()
-    fixture.ports.latest = Port(8)
+    fixture = Fixture(BusyPoll())
+    fixture.ports.is_only_active(Port(8))
     assert fixture.request() == ["drain", "rest", "unmask"]
-    assert fixture.request() == ["drain", "unmask", "look", "rest"]
+    assert fixture.request() == ["drain", "unmask", "poll", "rest"]
 
 
-async def test_nobody_looks_while_requests_are_under_way() -> None:
+async def test_nobody_polls_while_requests_are_under_way() -> None:
     """Their end will wake us."""
-    fixture = Fixture()
+    fixture = Fixture(BusyPoll())
     fixture.ring.unanswered = 1
     assert fixture.request() == ["drain", "rest", "unmask"]
 
 
+async def test_polling_is_opt_in() -> None:
+    """A driver that does not ask for it waits for an event at once."""
+    fixture = Fixture()
+    for _ in range(3):
+        assert fixture.request(followed_by=1) == ["drain", "rest", "unmask"]
+
+
+async def test_no_poll_on_a_shared_port() -> None:
+    """The other ring's events would be late."""
+    fixture = Fixture(BusyPoll())
+    fixture.link._channel.attach(lambda: False)
+    for _ in range(3):
+        assert fixture.request(followed_by=1) == ["drain", "rest", "unmask"]
+
+
 async def test_the_loop_has_its_turn() -> None:
     """A frontend that always sends another request in time does not keep the daemon from everything else."""
-    fixture = Fixture()
-    acts = fixture.request(followed_by=3 * POLL_ROUNDS)
-    assert acts == ["drain", "unmask", *["look", "drain"] * POLL_ROUNDS]
+    fixture = Fixture(BusyPoll())
+    acts = fixture.request(followed_by=3 * ROUNDS_MAX)
+    assert acts == ["drain", "unmask", *["poll", "drain"] * ROUNDS_MAX]
     for _ in range(4):
         await asyncio.sleep(0)
     assert fixture.acts[-1] == "rest"
@@ -125,9 +144,9 @@ async def test_the_loop_has_its_turn() -> None:
     assert fixture.acts.count("unmask") == 1
 
 
-async def test_error_within_a_look() -> None:
-    """What a drain raises after a look ends the connection as any other does."""
-    fixture = Fixture()
+async def test_error_after_a_poll() -> None:
+    """What a drain raises after a poll ends the connection as any other does."""
+    fixture = Fixture(BusyPoll())
     error = ValueError("bad slot")
     plain, calls = fixture.drain, []
 
