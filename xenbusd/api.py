@@ -35,6 +35,7 @@ from xenbusd.ring.batching import BatchSize
 from xenbusd.ring.layout import Raw, RingFormat, Slot
 from xenbusd.ring.polling import BusyPoll
 from xenbusd.ring.shared import BackRing, FrontRing
+from xenbusd.schema import Option, Schema, absolute_path, integer, one_of, true_or_false
 
 __all__ = [
     "API_VERSION",
@@ -66,6 +67,7 @@ __all__ = [
     "Mapping",
     "NodeType",
     "NodeValueError",
+    "Option",
     "OtherendError",
     "PageLink",
     "PagePool",
@@ -76,18 +78,23 @@ __all__ = [
     "RingError",
     "RingFormat",
     "ScriptCall",
+    "Schema",
     "Seen",
     "Share",
     "Slot",
     "State",
     "UsageError",
     "XenbusdError",
+    "absolute_path",
     "address_of",
     "boolean",
     "child_environ",
     "choice",
     "connect_page",
+    "integer",
     "offer_page",
+    "one_of",
     "text",
+    "true_or_false",
     "unsigned",
 ]
