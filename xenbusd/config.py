@@ -20,15 +20,15 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
 
 from xenbusd import log
 from xenbusd.errors import UsageError
 from xenbusd.ids import Domid
 from xenbusd.process import loop
+from xenbusd.schema import Option, Schema, absolute_path, one_of, true_or_false
 
 RUN_DIR = "/run/xenbusd"
 """Where the control socket is on a real host."""
@@ -98,7 +98,7 @@ class Config:
             UsageError: naming the flag.
         """
         given = {key: value for key, value in flags.items() if value is not None}
-        checked = {key: _checked(_DAEMON, key, value, f"--{key.replace('_', '-')}") for key, value in given.items()}
+        checked = {key: DAEMON.check(key, value, f"--{key.replace('_', '-')}") for key, value in given.items()}
         return replace(self, daemon=replace(self.daemon, **checked))
 
 
@@ -134,10 +134,10 @@ def load(path: str) -> Config:
             raise UsageError(f"{where(name)}: {name!r} must be a table: write [{name}]")
     daemon, hotplug = (
         {
-            key: _checked(schema, key, value, f"{where(name, key)}: [{name}] {key}")
+            key: schema.check(key, value, f"{where(name, key)}: [{name}] {key}")
             for key, value in tables.get(name, {}).items()
         }
-        for name, schema in (("daemon", _DAEMON), ("hotplug", _HOTPLUG))
+        for name, schema in (("daemon", DAEMON), ("hotplug", HOTPLUG))
     )
     drivers = {}
     for name, table in tables.get("drivers", {}).items():
@@ -150,33 +150,10 @@ def load(path: str) -> Config:
     return Config(DaemonConfig(**daemon), HotplugConfig(**hotplug), MappingProxyType(drivers))
 
 
-def _one_of(choices: Collection[str]) -> Callable[[object], str]:
-    """A check that a value is one of a few words."""
-
-    def check(value: object) -> str:
-        if value not in choices:
-            raise ValueError(f"{value!r} is none of {', '.join(choices)}")
-        return str(value)
-
-    return check
-
-
 def _host(value: object) -> str:
     if value == "xen" or (isinstance(value, str) and value.startswith("sim:") and len(value) > len("sim:")):
         return str(value)
     raise ValueError(f"{value!r} is no host: write xen, or sim: and the path of a simulated host's socket")
-
-
-def _boolean(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise ValueError(f"{value!r} is neither true nor false")
-
-
-def _folder(value: object) -> str:
-    if isinstance(value, str) and value.startswith("/"):
-        return value
-    raise ValueError(f"{value!r} is not an absolute path")
 
 
 def _class_name(value: object) -> str:
@@ -197,33 +174,28 @@ def _seconds(value: object) -> float:
     raise ValueError(f"{value!r} is not a number of seconds above 0 and up to {TIMEOUT_MAX_S:g}")
 
 
-Schema = Mapping[str, Callable[[object], object]]
+_DAEMON_DEFAULTS = DaemonConfig()
+DAEMON = Schema(
+    Option(
+        "host", _host, default=_DAEMON_DEFAULTS.host, help="the Xen host: xen, or sim: and a simulated host's socket"
+    ),
+    Option("run_dir", absolute_path, help="folder of the control socket"),
+    Option("classes", _classes, help="device classes to serve; without it, every class that has a driver"),
+    Option("log_format", one_of(*log.FORMATS), default=_DAEMON_DEFAULTS.log_format, help="how log lines are written"),
+    Option("log_level", one_of(*log.LEVELS), default=_DAEMON_DEFAULTS.log_level, help="which log lines are written"),
+    Option("loop", one_of(*loop.CHOICES), default=_DAEMON_DEFAULTS.loop, help="the event loop"),
+    Option(
+        "arbiter", true_or_false, default=_DAEMON_DEFAULTS.arbiter, help="share each class with Linux's own backends"
+    ),
+)
+"""The options of table [daemon]."""
 
-_DAEMON: Schema = {
-    "host": _host,
-    "run_dir": _folder,
-    "classes": _classes,
-    "log_format": _one_of(log.FORMATS),
-    "log_level": _one_of(log.LEVELS),
-    "loop": _one_of(loop.CHOICES),
-    "arbiter": _boolean,
-}
-_HOTPLUG: Schema = {"timeout_s": _seconds, "scripts_dir": _folder}
-
-
-def _checked(schema: Schema, key: str, value: object, where: str) -> Any:
-    """Return the value as the dataclass has it, or say where it is wrong."""
-    check = schema.get(key)
-    if check is None:
-        from difflib import get_close_matches
-
-        near = get_close_matches(key, schema, 1)
-        hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(schema)}"
-        raise UsageError(f"{where}: unknown key; {hint}")
-    try:
-        return check(value)
-    except ValueError as error:
-        raise UsageError(f"{where}: {error}") from error
+_HOTPLUG_DEFAULTS = HotplugConfig()
+HOTPLUG = Schema(
+    Option("timeout_s", _seconds, unit="seconds", default=_HOTPLUG_DEFAULTS.timeout_s, help="time limit of a script"),
+    Option("scripts_dir", absolute_path, default=_HOTPLUG_DEFAULTS.scripts_dir, help="folder of scripts given by name"),
+)
+"""The options of table [hotplug]."""
 
 
 def _line_of(text: str, keys: tuple[str, ...]) -> int | None:
