@@ -7,6 +7,7 @@ from xenbusd.api import Frontend, FrontendDevice, OtherendError, boolean, choice
 from xenbusd_vtpm import vtpmx
 from xenbusd_vtpm.client import PageClient
 from xenbusd_vtpm.protocol import EXTRA_PAGES, VERSIONS
+from xenbusd_vtpm.settings import OPTIONS
 from xenbusd_vtpm.tpm_socket import TpmSocket
 from xenbusd_vtpm.vtpmx import ProxyTpm, VtpmxError
 
@@ -41,7 +42,7 @@ class VtpmFrontend(Frontend, device_class="vtpm"):
         proxy there is no socket beside it."""
         if self._proxy is not None or self._socket is not None:
             return
-        if dev.options.get("vtpmx", True) and vtpmx.is_there():
+        if dev.options.get("vtpmx", OPTIONS["vtpmx"].default) and vtpmx.is_there():
             try:
                 self._proxy = ProxyTpm(self._client.execute, self._client.version)
             except VtpmxError as error:

@@ -1,14 +1,4 @@
-"""What a configuration file may say of TPMs, in its table [drivers.vtpm]; and what a uuid is.
-
-[drivers.vtpm]
-state_dir = "/var/lib/xenbusd/vtpm"   # the default on Xen; elsewhere: beside the run directory
-version = "2.0"                       # of TPMs that are not there yet: "2.0" or "1.2"
-key_file = "/etc/xenbusd/vtpm.key"    # 64 hexadecimal digits: TPMs that are not there yet are encrypted with it
-user = "tss"                          # who swtpm runs as; the default is tss, where there is such a user
-
-[drivers.vtpm.versions]
-"01234567-89ab-cdef-0123-456789abcdef" = "1.2"
-"""
+"""The table [drivers.vtpm] of a configuration file, and what a uuid is. This package's README shows the table."""
 
 from __future__ import annotations
 
@@ -18,94 +8,114 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from xenbusd.api import UsageError
+from xenbusd.api import Option, Schema, UsageError, absolute_path, true_or_false
 from xenbusd_vtpm.protocol import VERSIONS
 
 STATE_DIR = "/var/lib/xenbusd/vtpm"
-"""On a real host."""
+"""Where TPMs are on a Xen host, unless `state_dir` names another folder."""
 
 USER = "tss"
-"""A user of Debian's for TPMs, made by swtpm-tools, and by tpm2-tools."""
+"""Debian's user for TPMs; the packages swtpm-tools and tpm2-tools create it."""
+
+WHERE = "[drivers.vtpm]"
+"""What messages call the table."""
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
-
-KEYS = ("state_dir", "version", "versions", "key_file", "user")
-FRONTEND_KEYS = ("vtpmx",)
-"""Read by the agent; named here because both ends may share a file."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The table, checked."""
+    """What the backend takes from the table, checked."""
 
     state_dir: str
     version: str = "2.0"
     versions: Mapping[str, str] = field(default_factory=dict)
     key_file: str | None = None
     user: str | None = None
-    """None: our own user."""
+    """Who swtpm runs as; None: the daemon's own user."""
 
 
 def parse_uuid(text: str) -> str:
-    """Return a uuid in lower case; whatever else there is in it, such as a path, is refused.
+    """Return a uuid in lower case. Anything else is refused: a uuid becomes part of a path.
 
     Raises:
         UsageError
     """
-    uuid = text.lower()
+    try:
+        return check_uuid(text)
+    except ValueError as error:
+        raise UsageError(f"vtpm: {error}") from None
+
+
+def check_uuid(value: object) -> str:
+    """A check for a uuid, which is returned in lower case.
+
+    Raises:
+        ValueError
+    """
+    uuid = value.lower() if isinstance(value, str) else ""
     if not _UUID.fullmatch(uuid):
-        raise UsageError(f"vtpm: {text[:64]!r} is no uuid: write 32 hexadecimal digits, as `uuidgen` prints them")
+        raise ValueError(f"{str(value)[:64]!r} is no uuid: write 32 hexadecimal digits, as `uuidgen` prints them")
     return uuid
 
 
-def parse_version(text: object) -> str:
-    """Check a version.
+def check_version(value: object) -> str:
+    """A check for the version of a TPM.
 
     Raises:
-        UsageError
+        ValueError
     """
-    if not isinstance(text, str) or text not in VERSIONS:
-        raise UsageError(f"vtpm: version {text!r}: it is one of {', '.join(VERSIONS)}, in quotes in a file")
-    return text
+    if not isinstance(value, str) or value not in VERSIONS:
+        raise ValueError(f"{value!r} is none of {', '.join(VERSIONS)}; in a file, write it in quotes")
+    return value
+
+
+def _check_versions(value: object) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise ValueError('write a table [drivers.vtpm.versions] with lines "<uuid>" = "1.2"')
+    return {check_uuid(uuid): check_version(version) for uuid, version in value.items()}
+
+
+def _check_user(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no user's name")
+    return value
+
+
+OPTIONS = Schema(
+    Option("state_dir", absolute_path, help="folder of all TPMs"),
+    Option("version", check_version, default="2.0", help="version of TPMs that are made from now on"),
+    Option("versions", _check_versions, default={}, help="versions of single TPMs, by uuid"),
+    Option("key_file", absolute_path, help="file with the key that TPMs made from now on are encrypted with"),
+    Option("user", _check_user, help="user that swtpm runs as"),
+    Option("vtpmx", true_or_false, default=True, help="agent: give the TPM to the kernel, where that has a TPM proxy"),
+)
+"""The table [drivers.vtpm]. Backend and frontend may share a file, so each accepts the other's keys."""
 
 
 def parse_settings(options: Mapping[str, object], default_state_dir: str) -> Settings:
-    """Check the table.
+    """Check the table, and fill in what depends on this host.
 
     Raises:
         UsageError: naming the key.
     """
-    unknown = sorted(set(options) - {*KEYS, *FRONTEND_KEYS})
-    if unknown:
-        raise UsageError(f"[drivers.vtpm] {unknown[0]}: unknown key; the keys are {', '.join((*KEYS, *FRONTEND_KEYS))}")
-    versions = options.get("versions", {})
-    if not isinstance(versions, Mapping):
-        raise UsageError('[drivers.vtpm] versions: write a table [drivers.vtpm.versions] with lines "<uuid>" = "1.2"')
+    found = OPTIONS.read(options, WHERE)
     return Settings(
-        state_dir=_path(options, "state_dir") or default_state_dir,
-        version=parse_version(options.get("version", "2.0")),
-        versions={parse_uuid(str(uuid)): parse_version(version) for uuid, version in versions.items()},
-        key_file=_path(options, "key_file"),
-        user=_user(options.get("user")),
+        state_dir=found["state_dir"] or default_state_dir,
+        version=found["version"],
+        versions=found["versions"],
+        key_file=found["key_file"],
+        user=_existing_user(found["user"]),
     )
 
 
-def _path(options: Mapping[str, object], key: str) -> str | None:
-    value = options.get(key)
-    if value is None or (isinstance(value, str) and value.startswith("/")):
-        return value
-    raise UsageError(f"[drivers.vtpm] {key}: {value!r} is not an absolute path")
-
-
-def _user(value: object) -> str | None:
-    """The user to become: only root can, and tss need not be there."""
-    if value is not None and not isinstance(value, str):
-        raise UsageError(f"[drivers.vtpm] user: {value!r} is no user's name")
+def _existing_user(name: str | None) -> str | None:
+    """Return the user to become. Only root can become another; `USER` need not exist."""
     if os.geteuid() != 0:
         return None
     try:
-        return pwd.getpwnam(value or USER).pw_name
+        return pwd.getpwnam(name or USER).pw_name
     except KeyError:
-        if value is None:
+        if name is None:
             return None
-        raise UsageError(f"[drivers.vtpm] user: there is no user {value!r} here") from None
+        raise UsageError(f"{WHERE} user: there is no user {name!r} here") from None

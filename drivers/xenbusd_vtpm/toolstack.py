@@ -1,4 +1,4 @@
-"""What a toolstack says of a TPM: the keys that describe it, as libxl writes them. Pure.
+"""The parameters with which a TPM is attached, and the keys that a toolstack writes for it, as libxl does. Pure.
 
 Source: tools/libs/light/libxl_vtpm.c (libxl__set_xenstore_vtpm).
 """
@@ -7,27 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from xenbusd.api import Devid, Directories, UsageError
-from xenbusd_vtpm.settings import parse_uuid, parse_version
+from xenbusd.api import Devid, Directories, Option, Schema, UsageError
+from xenbusd_vtpm.settings import check_uuid, check_version
 
-PARAMETERS = {
-    "uuid": "which TPM; made at its first use; required",
-    "version": "2.0 or 1.2, of a TPM that is made now  [as the daemon's configuration says]",
-}
+PARAMETERS = Schema(
+    Option("uuid", check_uuid, help="which TPM, made at its first use; required"),
+    Option("version", check_version, help="2.0 or 1.2, of a TPM that is made now; default: the daemon's configuration"),
+    noun="parameter",
+)
 
 
 def directories(devid: Devid, parameters: Mapping[str, str]) -> Directories:
-    """The keys for both directories.
+    """Return the keys of both directories.
 
     Raises:
         UsageError: a parameter is unknown, missing or wrong.
     """
-    unknown = sorted(set(parameters) - set(PARAMETERS))
-    if unknown:
-        raise UsageError(f"vtpm: unknown parameter {unknown[0]!r}; there are {', '.join(PARAMETERS)}")
-    if "uuid" not in parameters:
+    given = PARAMETERS.given(parameters, "vtpm:")
+    if "uuid" not in given:
         raise UsageError("vtpm: say which TPM by its uuid: uuid=$(uuidgen) for a new one")
-    backend = {"handle": str(devid), "uuid": parse_uuid(parameters["uuid"]), "resume": "False"}
-    if "version" in parameters:
-        backend["tpm-version"] = parse_version(parameters["version"])
+    backend = {"handle": str(devid), "uuid": given["uuid"], "resume": "False"}
+    if "version" in given:
+        backend["tpm-version"] = given["version"]
     return Directories(backend, {"handle": str(devid)})

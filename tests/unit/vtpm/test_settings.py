@@ -52,12 +52,16 @@ def test_a_full_table(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"statedir": "/srv"}, "statedir: unknown key; the keys are state_dir, version"),
+        ({"statedir": "/srv"}, r"statedir: unknown key; did you mean state_dir\?"),
         ({"state_dir": "srv"}, "state_dir: 'srv' is not an absolute path"),
         ({"key_file": 5}, "key_file: 5 is not an absolute path"),
-        ({"version": 2.0}, "version 2.0: it is one of 2.0, 1.2, in quotes"),
+        ({"version": 2.0}, "version: 2.0 is none of 2.0, 1.2; in a file, write it in quotes"),
         ({"versions": "2.0"}, r"write a table \[drivers.vtpm.versions\]"),
         ({"versions": {"x": "2.0"}}, "is no uuid"),
+        (
+            {"speed": 1},
+            r"^\[drivers.vtpm\] speed: unknown key; the keys are state_dir, version, versions, key_file, user",
+        ),
         ({"user": 5}, "user: 5 is no user's name"),
         ({"user": "nobody-of-that-name"}, "there is no user 'nobody-of-that-name'"),
     ],

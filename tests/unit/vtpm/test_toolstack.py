@@ -24,8 +24,8 @@ def test_keys_as_libxl_writes_them() -> None:
     [
         ({}, r"uuid=\$\(uuidgen\)"),
         ({"uuid": "x"}, "is no uuid"),
-        ({"uuid": UUID, "version": "2"}, "it is one of 2.0, 1.2"),
-        ({"uuid": UUID, "target": "/"}, "unknown parameter 'target'; there are uuid, version"),
+        ({"uuid": UUID, "version": "2"}, "vtpm: version: '2' is none of 2.0, 1.2"),
+        ({"uuid": UUID, "target": "/"}, "vtpm: target: unknown parameter; the parameters are uuid, version"),
     ],
 )
 def test_mistakes(parameters: dict[str, str], said: str) -> None:
