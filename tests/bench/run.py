@@ -1,4 +1,4 @@
-"""`make bench`: measures the store, the handshake, the disk path and memory on a simulated host, and prints a table.
+"""`make bench`: measures store, handshake, disk path, memory and tools on a simulated host, and prints a table.
 
 Nothing here is a test: machines differ and are shared. Each figure is printed with what is expected of it on two cores,
 and where there is a peer, as a ratio to it in the same run.
@@ -15,6 +15,7 @@ import disk
 import handshake
 import memory
 import store
+import tools
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -36,6 +37,7 @@ def main() -> None:
         "handshake": handshake.measure,
         "vbd": disk.measure,
         "memory": memory.measure,
+        "tools": tools.measure,
     }
     names = sys.argv[1:] or list(parts)
     unknown = [name for name in names if name not in parts]

@@ -1,20 +1,20 @@
-"""`xenbusctl set`, `pause` and `resume`: what is changed of a device in use, by keys of its backend's directory."""
+"""`xenbusctl set`, `pause` and `resume`: change a device in use, by keys of its backend's directory."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import cast
+from typing import TYPE_CHECKING
 
 import click
 
-from xenbusd import registry, toolstack
-from xenbusd.bus.driver import Backend
-from xenbusd.bus.paths import DeviceId, parse_name
-from xenbusd.bus.state import Side
-from xenbusd.cli.context import Context, json_too, parse_parameters
+from xenbusd import toolstack
+from xenbusd.bus.paths import parse_name
+from xenbusd.cli.context import Context, backend_driver, json_too, parse_parameters
 from xenbusd.errors import UsageError
-from xenbusd.store.client import StoreClient
+
+if TYPE_CHECKING:
+    from xenbusd.store.client import StoreClient
 
 
 @click.command("set")
@@ -30,10 +30,10 @@ def set_live(context: Context, device: str, parameters: tuple[str, ...]) -> None
 
     async def run(store: StoreClient) -> None:
         id = parse_name(device)
-        keys = driver_of(id).live_keys(parse_parameters(parameters))
+        keys = backend_driver(id.device_class).live_keys(parse_parameters(parameters))
         await toolstack.write_live(store, id, keys)
-        told = ", ".join(f"{key} {value}" for key, value in keys.items())
-        say(context, f"{id}: {told}", {"device": str(id), **keys})
+        written = ", ".join(f"{key} {value}" for key, value in keys.items())
+        say(context, f"{id}: {written}", {"device": str(id), **keys})
 
     context.in_store(run)
 
@@ -41,14 +41,14 @@ def set_live(context: Context, device: str, parameters: tuple[str, ...]) -> None
 @click.command()
 @click.argument("device")
 @click.option(
-    "--deadline", default=toolstack.PAUSE_S, show_default=True, help="seconds for what is under way to be done"
+    "--deadline", default=toolstack.PAUSE_S, show_default=True, help="seconds for requests in flight to be done"
 )
 @json_too
 @click.pass_obj
 def pause(context: Context, device: str, deadline: float) -> None:
-    """Have a device let go of what it serves, while its guest waits; return once it has.
+    """Have a device finish the requests in flight and close what it serves, while its guest waits.
 
-    A disk's image may be copied, replaced or enlarged then.
+    Returns once that is done. A disk's image may be copied, replaced or enlarged then.
     """
     _switch(context, device, deadline, paused=True)
 
@@ -59,14 +59,14 @@ def pause(context: Context, device: str, deadline: float) -> None:
 @json_too
 @click.pass_obj
 def resume(context: Context, device: str, deadline: float) -> None:
-    """Have a paused device go on, with what its `params` names by now."""
+    """Have a paused device serve again, with what its `params` names by now."""
     _switch(context, device, deadline, paused=False)
 
 
 def _switch(context: Context, device: str, deadline_s: float, *, paused: bool) -> None:
     async def run(store: StoreClient) -> None:
         id = parse_name(device)
-        if "pause" not in driver_of(id).live:
+        if "pause" not in backend_driver(id.device_class).live:
             raise UsageError(f"{id}: devices of class {id.device_class} cannot be paused")
         await toolstack.pause(store, id, paused=paused, deadline_s=deadline_s)
         say(context, f"{id} is {'paused' if paused else 'resumed'}", {"device": str(id), "paused": paused})
@@ -74,15 +74,6 @@ def _switch(context: Context, device: str, deadline_s: float, *, paused: bool) -
     context.in_store(run)
 
 
-def driver_of(id: DeviceId) -> type[Backend]:
-    """The driver that knows what may be changed.
-
-    Raises:
-        DriverError: there is none for the class.
-    """
-    return cast("type[Backend]", registry.find(Side.BACKEND, [id.device_class])[id.device_class])
-
-
 def say(context: Context, sentence: str, known: Mapping[str, object]) -> None:
-    """Tell people, or programs."""
+    """Print a sentence for people, or JSON for programs."""
     click.echo(json.dumps(known) if context.as_json else sentence)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib.metadata import entry_points
-from importlib.resources import files
 from pathlib import Path
 from string import Template
 
@@ -14,7 +12,6 @@ from xenbusd.bus.paths import BUS_ID_MAX, check_class
 from xenbusd.cli.exits import sentences
 from xenbusd.errors import UsageError
 from xenbusd.ids import DeviceClass
-from xenbusd.registry import GROUP
 
 TAKEN = frozenset(
     [
@@ -58,6 +55,10 @@ def check_new_class(name: str) -> DeviceClass:
     Raises:
         UsageError: it cannot be a class's name, or is known to Xen's tools, or has a driver here.
     """
+    from importlib.metadata import entry_points
+
+    from xenbusd.registry import GROUP
+
     check_class(name)
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} would be no good name: begin with a letter, and put letters or digits after - or _")
@@ -80,6 +81,8 @@ def write_package(device_class: DeviceClass, folder: Path) -> list[Path]:
     Raises:
         UsageError: the folder exists, or cannot be made.
     """
+    from importlib.resources import files
+
     package = "xenbusd_" + device_class.replace("-", "_")
     words = {
         "name": device_class,

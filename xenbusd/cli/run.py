@@ -1,25 +1,24 @@
-"""`xenbusd serve`, `agent`, `sim` and `store`: argv -> configuration -> a process that runs until told to stop.
+"""`xenbusd serve`, `agent`, `sim` and `store`: argv -> configuration -> a process that runs until SIGTERM or SIGINT.
 
-And what has to do with such a process: `install`, `uninstall`, `release`.
+And what prepares such a process or clears up after it: `install`, `uninstall`, `release`. Each command imports what it
+runs when it runs; `--help` needs none of it, and should answer at once.
 """
 
 from __future__ import annotations
 
-import asyncio
-import signal
 from collections.abc import Callable
 from contextlib import closing
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
 from xenbusd import log
 from xenbusd.bus.state import Side
 from xenbusd.cli.exits import sentences
-from xenbusd.config import Config, load
-from xenbusd.host.choose import open_host
 from xenbusd.process.loop import CHOICES, run
-from xenbusd.store.server import StoreServer
+
+if TYPE_CHECKING:
+    from xenbusd.config import Config
 
 Options = dict[str, Any]
 
@@ -39,7 +38,7 @@ def _daemon_options(command: Callable[..., None]) -> Callable[..., None]:
             "--class", "classes", multiple=True, metavar="CLASS", help="device class to serve; repeatable  [all]"
         ),
         click.option(
-            "--run-dir", metavar="DIR", help="folder for sockets  [/run/xenbusd, or beside a simulated host's]"
+            "--run-dir", metavar="DIR", help="directory for sockets  [/run/xenbusd, or beside a simulated host's]"
         ),
         click.option("--config", "config_path", metavar="FILE", help="configuration file (TOML)"),
         click.option("--host", metavar="xen|sim:PATH", envvar="XENBUSD_HOST", help="the machine  [xen]"),
@@ -65,7 +64,7 @@ def serve(**options: Any) -> None:
 @_arbiter_option
 @_daemon_options
 def release(**options: Any) -> None:
-    """After a daemon in arbiter mode that was killed: have Linux bind its own backends by itself again.
+    """Have Linux bind its own backends by itself again, after a daemon in arbiter mode was killed.
 
     Takes the same options as serve. A daemon that is stopped does this by itself; a second time does no harm.
     """
@@ -87,6 +86,7 @@ def agent(domid: int | None, **options: Any) -> None:
 
 def _run_daemon(side: Side, domid: int | None, options: Options) -> None:
     from xenbusd.daemon import Daemon
+    from xenbusd.host.choose import open_host
 
     with sentences():
         config = _configure(options)
@@ -98,13 +98,17 @@ def _run_daemon(side: Side, domid: int | None, options: Options) -> None:
 
 
 def _configure(options: Options) -> Config:
+    from xenbusd.config import Config, load
+
     path = options.pop("config_path")
     config = load(path) if path else Config()
     return config.with_overrides(**{**options, "classes": options["classes"] or None})
 
 
-_root_option = click.option("--root", metavar="DIR", help="below this folder, as package builders do  [this machine]")
-_dry_run_option = click.option("--dry-run", is_flag=True, help="only say what would be done")
+_root_option = click.option(
+    "--root", metavar="DIR", help="below this directory, as package builders do  [this machine]"
+)
+_dry_run_option = click.option("--dry-run", is_flag=True, help="only print what would be done")
 
 
 @main.command()
@@ -118,7 +122,7 @@ _dry_run_option = click.option("--dry-run", is_flag=True, help="only say what wo
 @click.option("--program", metavar="PATH", help="what the unit runs  [this xenbusd]")
 @_dry_run_option
 def install(**options: Any) -> None:
-    """Put unit, hotplug scripts and configuration into place, and say so. May be run again: changed files are kept."""
+    """Install unit, hotplug scripts and configuration, and print each file. A changed file is kept."""
     from xenbusd.cli.install import install
 
     with sentences():
@@ -130,7 +134,7 @@ def install(**options: Any) -> None:
 @click.option("--force", is_flag=True, help="even if guests use our devices")
 @_dry_run_option
 def uninstall(**options: Any) -> None:
-    """Stop the service and take away what install has put into place, but for what has been changed since."""
+    """Stop the service and remove what install has installed, except files that have been changed since."""
     from xenbusd.cli.install import uninstall
 
     with sentences():
@@ -144,33 +148,36 @@ def sim(path: str) -> None:
     from xenbusd.host.sim.broker import SimBroker
 
     with sentences():
-        run(_until_told(SimBroker(path), f"simulated host at {path}\nstore: XENSTORED_PATH={path}.store"))
+        run(_until_signal(SimBroker(path), f"simulated host at {path}\nstore: XENSTORED_PATH={path}.store"))
 
 
 @main.command()
 @click.option("--socket", "path", required=True, metavar="PATH", help="the store's socket, for dom0")
 def store(path: str) -> None:
     """Run the embedded XenStore alone, for Xen's own tools, pyxs, and tests."""
+    from xenbusd.store.server import StoreServer
+
+    class Store(StoreServer):
+        async def start(self) -> None:
+            await self.listen(path)
+
     with sentences():
-        run(_until_told(_Store(path), f"store: XENSTORED_PATH={path}"))
+        run(_until_signal(Store(), f"store: XENSTORED_PATH={path}"))
 
 
-class _Store:
-    """A store server with the broker's two methods."""
+class _Server(Protocol):
+    """What runs until a signal."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._server = StoreServer()
+    async def start(self) -> None: ...
 
-    async def start(self) -> None:
-        await self._server.listen(self._path)
-
-    async def close(self) -> None:
-        await self._server.close()
+    async def close(self) -> None: ...
 
 
-async def _until_told(server: Any, greeting: str) -> None:
-    """Start a server, say so on stdout, and close it at SIGTERM or SIGINT."""
+async def _until_signal(server: _Server, greeting: str) -> None:
+    """Start a server, print a greeting, and close the server at SIGTERM or SIGINT."""
+    import asyncio
+    import signal
+
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -1,19 +1,24 @@
-"""The event loop: uvloop where it is installed, asyncio's own otherwise."""
+"""The event loop: uvloop where it is installed, asyncio's own otherwise.
+
+asyncio is imported when a loop is made: a command's `--help` lists `CHOICES`, and needs nothing else.
+"""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from xenbusd.errors import UsageError
+
+if TYPE_CHECKING:
+    import asyncio
 
 T = TypeVar("T")
 
 CHOICES = ("auto", "uvloop", "asyncio")
 """What a configuration file or `--loop` may say."""
 
-Factory = Callable[[], asyncio.AbstractEventLoop]
+Factory = Callable[[], "asyncio.AbstractEventLoop"]
 
 
 def factory(loop: str = "auto") -> Factory:
@@ -25,6 +30,8 @@ def factory(loop: str = "auto") -> Factory:
     Raises:
         UsageError: no such kind, or uvloop is asked for and not installed.
     """
+    import asyncio
+
     if loop not in CHOICES:
         raise UsageError(f"loop: {loop!r} is none of {', '.join(CHOICES)}")
     if loop != "asyncio":
@@ -49,6 +56,8 @@ def run(main: Coroutine[Any, Any, T], *, loop: str = "auto") -> T:
     Raises:
         UsageError: as `factory` does; `main` is then closed without having run.
     """
+    import asyncio
+
     try:
         made = factory(loop)
     except UsageError:

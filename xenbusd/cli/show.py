@@ -1,0 +1,124 @@
+"""`xenbusctl list`, `show` and `timeline`: what the store and the daemon know of devices."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from xenbusd import toolstack
+from xenbusd.bus.paths import DeviceId, parse_name
+from xenbusd.bus.state import Side, State
+from xenbusd.cli.context import Context, json_too
+from xenbusd.errors import NodeNotFound, UsageError
+
+if TYPE_CHECKING:
+    from xenbusd.store.client import StoreClient
+
+
+@click.command("list")
+@json_too
+@click.pass_obj
+def list_devices(context: Context) -> None:
+    """Show every device whose backend is in dom0, and what each one that is not Connected waits for."""
+
+    async def run(store: StoreClient) -> None:
+        found = [(id, await toolstack.observe(store, id)) for id in await toolstack.devices(store)]
+        if context.as_json:
+            click.echo(json.dumps([{"device": str(id), **_as_json(pair)} for id, pair in found]))
+        elif found:
+            _print_table(found)
+        else:
+            click.echo("no devices")
+
+    context.in_store(run)
+
+
+def _print_table(found: list[tuple[DeviceId, toolstack.PairState]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for title in ("device", "backend", "frontend", "online", "waiting"):
+        table.add_column(title, overflow="fold")
+    for id, pair in found:
+        online = "yes" if pair.online else "no"
+        table.add_row(str(id), pair.backend.title, pair.frontend.title, online, _waiting(pair, id))
+    Console(soft_wrap=not os.isatty(1)).print(table)
+
+
+def _waiting(pair: toolstack.PairState, id: DeviceId) -> str:
+    return "" if pair.backend is State.CONNECTED and pair.frontend is State.CONNECTED else toolstack.stuck(pair, id)
+
+
+def _as_json(pair: toolstack.PairState) -> dict[str, object]:
+    return {key: value.title if isinstance(value, State) else value for key, value in asdict(pair).items()}
+
+
+@click.command()
+@click.argument("device")
+@json_too
+@click.pass_obj
+def show(context: Context, device: str) -> None:
+    """Show all that is known of a device: both ends' nodes, its ring and counters, and which end waits for what."""
+
+    async def run(store: StoreClient) -> None:
+        from xenbusd.control.records import ControlError
+
+        id = parse_name(device)
+        pair = await toolstack.observe(store, id)
+        if pair.backend is State.UNKNOWN and pair.frontend is State.UNKNOWN:
+            raise UsageError(f"there is no device {id}; `xenbusctl list` shows those there are")
+        try:
+            async with context.daemon() as client:
+                daemon = (await client.details(str(id))).to_json()
+        except ControlError as error:
+            daemon = {"unknown": str(error)}
+        nodes = {id.path(side): await _nodes(store, id.path(side)) for side in Side}
+        known = {"device": str(id), **_as_json(pair), "waiting": _waiting(pair, id), "nodes": nodes, "daemon": daemon}
+        click.echo(json.dumps(known) if context.as_json else "\n".join(_outline(known)))
+
+    context.in_store(run)
+
+
+def _outline(tree: Mapping[str, object], indent: str = "") -> Iterator[str]:
+    """A nested mapping as lines, without its empty values."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield f"{indent}{key}:"
+            yield from _outline(value, indent + "  ")
+        elif value not in (None, ""):
+            yield f"{indent}{key} = {value}"
+
+
+async def _nodes(store: StoreClient, path: str) -> dict[str, str]:
+    """A directory's keys and values."""
+    nodes = {}
+    try:
+        for name in await store.directory(path):
+            nodes[name] = (await store.read(f"{path}/{name}")).decode("utf-8", "backslashreplace")
+    except NodeNotFound:
+        pass
+    return nodes
+
+
+@click.command()
+@click.argument("device")
+@json_too
+@click.pass_obj
+def timeline(context: Context, device: str) -> None:
+    """Draw which end did what, and when, as the 2006 paper does; for a device that is there, or that has gone."""
+
+    async def run() -> None:
+        from xenbusd.cli.diagram import draw
+
+        async with context.daemon() as client:
+            timeline = await client.timeline(str(parse_name(device)))
+        click.echo(json.dumps(timeline.to_json()) if context.as_json else "\n".join(draw(timeline.entries)))
+
+    context.run(run())
