@@ -53,8 +53,8 @@ xen-bench: .venv/.complete ## Measure disks on a real Xen host beside blkback's 
 	@.ci/setup want xen
 	@$(BIN)/python -m tests.bench.xen.run
 
-picture: .venv/.complete ## Count and draw the modules, into docs/architecture.md
-	@$(BIN)/python -m tests.structure --into docs/architecture.md
+picture: .venv/.complete ## Draw the modules and the table of states anew in docs/
+	@$(BIN)/python -m tests.structure --write
 
 format: .venv/.complete ## Put the code in order
 	$(BIN)/ruff format .

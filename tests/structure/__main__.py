@@ -1,7 +1,7 @@
 """Draws and counts the modules of a source tree.
 
-`python -m tests.structure [FOLDER]` prints it, without a folder for this tree; `--into FILE` puts it between the two
-marks in a document.
+`python -m tests.structure [FOLDER]` prints it, without a folder for this tree; `--write` puts it into
+docs/architecture.md, and the table of states into docs/writing-a-driver.md.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ from pathlib import Path
 
 from .drawing import counts, drawing, put
 from .modules import circles, read
+from .states import states
 
 ROOT = Path(__file__).parents[2]
 
 
 def main(arguments: list[str]) -> None:
-    """Print counts, drawing, and circles if there are any; or put counts and drawing into a document."""
-    if arguments[:1] == ["--into"]:
-        document = Path(arguments[1])
+    """Print counts, drawing, and circles if there are any; or put into the documents what they show."""
+    if arguments == ["--write"]:
         modules = read(ROOT)
-        document.write_text(put(document.read_text(), f"{counts(modules)}\n\n{drawing(modules)}"))
+        shown = {"architecture.md": f"{counts(modules)}\n\n{drawing(modules)}", "writing-a-driver.md": states()}
+        for name, text in shown.items():
+            document = ROOT / "docs" / name
+            document.write_text(put(document.read_text(), text))
         return
     modules = read(Path(arguments[0]) if arguments else ROOT)
     print(counts(modules), drawing(modules), sep="\n\n")

@@ -8,6 +8,8 @@ import pytest
 
 from tests.structure.drawing import BEGIN, END, arrows, counts, drawing, put, shape, taken
 from tests.structure.modules import circles, read
+from tests.structure.states import states
+from xenbusd.bus.state import TRANSITIONS
 
 ROOT = Path(__file__).parents[3]
 
@@ -72,3 +74,15 @@ def test_no_import_leads_back() -> None:
     modules = read(ROOT)
     assert circles({name: module.imports for name, module in modules.items()}) == []
     assert circles(arrows(modules)) == []
+
+
+def test_the_table_of_states_in_the_guide_is_the_code_s() -> None:
+    """After a change of TRANSITIONS, `make picture` puts it into docs/writing-a-driver.md."""
+    assert taken((ROOT / "docs/writing-a-driver.md").read_text()) == states()
+
+
+def test_each_step_stands_in_the_table_of_states() -> None:
+    """One number for each step that may be taken."""
+    cells = [cell for line in states().splitlines()[1:] for cell in line.split() if cell.isdecimal()]
+    rows = [state for steps in TRANSITIONS.values() for state in steps]
+    assert len(cells) == len(rows) + sum(len(to) for steps in TRANSITIONS.values() for to in steps.values())
