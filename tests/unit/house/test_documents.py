@@ -1,0 +1,59 @@
+"""The documents agree with the code, with each other, and with the Makefile."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+DOCUMENTS = sorted(
+    [
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "drivers").glob("*/README.md"),
+        *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
+    ]
+)
+
+
+def name(path: Path) -> str:
+    """A document as a test's name."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def anchors(text: str) -> set[str]:
+    """What links to a document's headings may say, as GitHub makes it of them."""
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_links_lead_somewhere(document: Path) -> None:
+    """Each link within the repository, with the heading that it names."""
+    for target, anchor in re.findall(r"\]\(([^)#:\s]*)(?:#([^)\s]+))?\)", document.read_text()):
+        path = document.parent / target if target else document
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path.read_text()), f"{target}#{anchor}"
+
+
+def test_the_newest_version_is_the_package_s() -> None:
+    """CHANGELOG's first section and pyproject.toml name the same version, and each section has a date."""
+    sections = re.findall(r"^## \[(.+?)\](.*)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    released = [(version, rest) for version, rest in sections if version != "Unreleased"]
+    assert released[0][0] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert [version for version, rest in released if not re.fullmatch(r" - 20\d\d-\d\d-\d\d", rest)] == []
+
+
+def test_readme_and_make_help_say_the_same() -> None:
+    """README's table of commands has every target of the Makefile, in the words of `make help`."""
+    targets = re.findall(r"^([a-z-]+):.*## (.*)$", (ROOT / "Makefile").read_text(), re.M)
+    shown = re.findall(r"^\| `make ([a-z-]+)` \| (.*) \|$", (ROOT / "README.md").read_text(), re.M)
+    assert shown == targets
+
+
+def test_every_document_is_named_in_the_readme() -> None:
+    """Nothing in docs/ has to be found by chance."""
+    readme = (ROOT / "README.md").read_text()
+    assert [path.name for path in (ROOT / "docs").glob("*.md") if f"docs/{path.name}" not in readme] == []
