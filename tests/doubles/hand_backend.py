@@ -5,13 +5,18 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
 
-from xenbusd.bus.state import State
-from xenbusd.host.interface import Mapping
-from xenbusd.ids import Gref, Port
+from tests.doubles.disk_pair import DEVID
+from tests.doubles.echo import GUEST
+from xenbusd.bus.state import Side, State
+from xenbusd.host import interface
+from xenbusd.ids import DOM0, Gref, Port
 from xenbusd.ring.shared import BackRing
-from xenbusd.testing import Peer
+from xenbusd.testing import Machine, Peer, Process
+from xenbusd_vbd.frontend import VbdFrontend
 
 READ, WRITE, BARRIER, FLUSH, DISCARD, INDIRECT = 0, 1, 2, 3, 5, 6
 OKAY, ERROR, EOPNOTSUPP = 0, -1, -2
@@ -42,8 +47,8 @@ class HandBackend:
         self.rings: list[BackRing] = []
         self.order: int | None = None
         self._ports: list[Port] = []
-        self._pages: dict[int, Mapping] = {}
-        self._mappings: list[Mapping] = []
+        self._pages: dict[int, interface.Mapping] = {}
+        self._mappings: list[interface.Mapping] = []
 
     @classmethod
     async def connect(cls, peer: Peer, size_bytes: int, **published: int) -> HandBackend:
@@ -165,3 +170,48 @@ class HandBackend:
         for mapping in [*self._mappings, *self._pages.values()]:
             mapping.unmap()
         self._ports, self.rings, self._mappings, self._pages = [], [], [], {}
+
+
+class FrontendBench:
+    """A guest with a real frontend, and a backend that does only what the test says."""
+
+    def __init__(self, machine: Machine, guest: Process, peer: Peer) -> None:
+        self.machine = machine
+        self.guest = guest
+        self.peer = peer
+        self.back: HandBackend | None = None
+
+    async def connect(self, size_bytes: int = 4 << 20, **published: int) -> HandBackend:
+        """Go through a backend's handshake, with these keys beside those that must be."""
+        back = self.back = await HandBackend.connect(self.peer, size_bytes, **published)
+        await self.peer.until(State.CONNECTED)
+        return back
+
+    async def again(self, **offered: int) -> None:
+        """Close in order, and come back to InitWait."""
+        assert self.back is not None
+        await self.back.leave()
+        await self.peer.until(State.INITIALISING)
+        await self.peer.write(State.INIT_WAIT, **offered)
+
+    async def error(self) -> str:
+        """Wait until the frontend has closed; return what it has left in its error node."""
+        await self.peer.until(State.CLOSING, State.CLOSED)
+        node = await self.machine.read(self.peer.id.error_path(Side.FRONTEND))
+        return (node or b"nothing").decode()
+
+
+@asynccontextmanager
+async def frontend_bench(
+    machine: Machine, *, options: Mapping[str, Any] | None = None, **offered: int
+) -> AsyncIterator[FrontendBench]:
+    """A real frontend, and a backend at InitWait that has `offered` these keys."""
+    id = machine.id("vbd", devid=DEVID)
+    dom0 = await machine.start(DOM0)
+    guest = await machine.start(GUEST, VbdFrontend, options={"vbd": {"nbd_device": False, **(options or {})}})
+    await machine.attach(id)
+    bench = FrontendBench(machine, guest, Peer(dom0, id, Side.BACKEND))
+    await bench.peer.write(State.INIT_WAIT, **offered)
+    yield bench
+    if bench.back is not None:
+        bench.back.close()

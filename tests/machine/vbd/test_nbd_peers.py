@@ -5,23 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from tests.doubles.disk_programs import fio_has_nbd, needs
 from tests.doubles.memory_disk import MemoryDisk
 from xenbusd_vbd.nbd.export import NbdExport
 
 SIZE = 32 << 20
 NAME = "vbd-51712"
-
-
-def peer(program: str, package: str) -> pytest.MarkDecorator:
-    """Skip a test whose peer is not installed, and say which Debian package has it."""
-    return pytest.mark.skipif(shutil.which(program) is None, reason=f"no {program}: apt-get install {package}")
 
 
 class Served:
@@ -72,7 +66,7 @@ async def read_only(tmp_path: Path) -> AsyncIterator[Served]:
     assert server.breaches == []
 
 
-@peer("nbdinfo", "libnbd-bin")
+@needs("nbdinfo", "libnbd-bin")
 @pytest.mark.parametrize("name", ["", NAME])
 async def test_nbdinfo(served: Served, name: str) -> None:
     """nbdinfo finds the export under both names, with size, abilities and block sizes."""
@@ -94,7 +88,7 @@ async def test_nbdinfo(served: Served, name: str) -> None:
     assert {key: export[key] for key in expected} == expected
 
 
-@peer("nbdinfo", "libnbd-bin")
+@needs("nbdinfo", "libnbd-bin")
 async def test_nbdinfo_list_and_unknown(served: Served) -> None:
     """nbdinfo lists the export by name, and says that another name is not there."""
     listed = json.loads(await served.run("nbdinfo", "--json", "--list", served.uri()))
@@ -102,14 +96,14 @@ async def test_nbdinfo_list_and_unknown(served: Served) -> None:
     assert "No such file" in await served.run("nbdinfo", served.uri("xvdb"), status=1)
 
 
-@peer("nbdinfo", "libnbd-bin")
+@needs("nbdinfo", "libnbd-bin")
 async def test_nbdinfo_read_only(read_only: Served) -> None:
     """nbdinfo sees that a disk is read-only and cannot be trimmed."""
     (export,) = json.loads(await read_only.run("nbdinfo", "--json", read_only.uri()))["exports"]
     assert (export["is_read_only"], export["can_trim"]) == (True, False)
 
 
-@peer("nbdcopy", "libnbd-bin")
+@needs("nbdcopy", "libnbd-bin")
 @pytest.mark.parametrize("connections", [1, 4])
 async def test_nbdcopy_there_and_back(served: Served, tmp_path: Path, connections: int) -> None:
     """nbdcopy writes a whole image and reads it back, over several connections with many requests each."""
@@ -127,7 +121,7 @@ async def test_nbdcopy_there_and_back(served: Served, tmp_path: Path, connection
     assert served.export.counters.connections >= 2 * connections
 
 
-@peer("nbdcopy", "libnbd-bin")
+@needs("nbdcopy", "libnbd-bin")
 async def test_nbdcopy_in_small_requests(served: Served, tmp_path: Path) -> None:
     """nbdcopy in requests of 4 KiB gets every one answered."""
     back = tmp_path / "back"
@@ -137,7 +131,7 @@ async def test_nbdcopy_in_small_requests(served: Served, tmp_path: Path) -> None
     assert served.export.counters.requests == SIZE // 4096
 
 
-@peer("nbdcopy", "libnbd-bin")
+@needs("nbdcopy", "libnbd-bin")
 async def test_nbdcopy_to_a_read_only_disk(read_only: Served, tmp_path: Path) -> None:
     """nbdcopy refuses to write to a disk that is announced as read-only, and the disk is as it was."""
     image = tmp_path / "image"
@@ -146,7 +140,7 @@ async def test_nbdcopy_to_a_read_only_disk(read_only: Served, tmp_path: Path) ->
     assert read_only.disk.data == bytes(SIZE)
 
 
-@peer("qemu-img", "qemu-utils")
+@needs("qemu-img", "qemu-utils")
 async def test_qemu_img(served: Served, tmp_path: Path) -> None:
     """qemu-img sees the size, copies the disk out, and finds the copy identical."""
     served.disk.data[: 1 << 20] = os.urandom(1 << 20)
@@ -157,7 +151,7 @@ async def test_qemu_img(served: Served, tmp_path: Path) -> None:
     assert "identical" in await served.run("qemu-img", "compare", "-f", "raw", "-F", "raw", served.uri(), copy)
 
 
-@peer("qemu-io", "qemu-utils")
+@needs("qemu-io", "qemu-utils")
 async def test_qemu_io(served: Served) -> None:
     """qemu-io writes, flushes, forces, discards, and verifies patterns; unaligned ones too, which it makes whole."""
     steps = (
@@ -217,7 +211,7 @@ print("all well")
 """
 
 
-@peer("nbdsh", "python3-libnbd")
+@needs("nbdsh", "python3-libnbd")
 @pytest.mark.parametrize("structured", [True, False])
 async def test_nbdsh(served: Served, structured: bool) -> None:
     """libnbd's shell, made to skip its own checks, gets NBD's error for each bad request and goes on."""
@@ -227,14 +221,6 @@ async def test_nbdsh(served: Served, structured: bool) -> None:
     output = await served.run("nbdsh", "-c", script + NBDSH, PATH=f"/usr/bin:{os.environ['PATH']}")
     assert output.strip() == "all well"
     assert served.disk.data == bytes(SIZE)
-
-
-def fio_has_nbd() -> bool:
-    """Return whether fio is there with its nbd engine."""
-    if shutil.which("fio") is None:
-        return False
-    listed = subprocess.run(["fio", "--enghelp"], capture_output=True, text=True, check=False)
-    return "nbd" in listed.stdout.split()
 
 
 @pytest.mark.skipif(not fio_has_nbd(), reason="no fio with the nbd engine: apt-get install fio")
