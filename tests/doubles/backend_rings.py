@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +17,10 @@ from xenbusd_vbd.protocol import FLUSH_DISKCACHE, INDIRECT, OKAY, READ, SEGMENT_
 
 GEOMETRY = Geometry(sectors=1 << 24, read_only=False, flush_op=FLUSH_DISKCACHE, can_trim=True)
 FIRST_GREF = 1000
+SLOTS = 32
+"""Of a ring of one page."""
+MOST = 45056
+"""Bytes of the largest request in a slot."""
 
 
 class Pages:
@@ -103,3 +109,30 @@ def attach(rings: list[Ring], disk: RingDisk, geometry: Geometry = GEOMETRY, *, 
 def on_disk(sector: int, sectors: int) -> bytes:
     """What `succeed` has on its disk."""
     return b"".join(bytes([number & 0xFF]) * 512 for number in range(sector, sector + sectors))
+
+
+class Caller:
+    """Notes how requests end; a read's data is copied, since it is only lent."""
+
+    def __init__(self) -> None:
+        self.ends: list[tuple[str, int]] = []
+        self.data: dict[str, bytes] = {}
+
+    def done(self, name: str = "it") -> Any:
+        """For a request without data."""
+        return lambda error: self.ends.append((name, error))
+
+    def read_done(self, name: str = "it") -> Any:
+        """For a read."""
+
+        def done(error: int, pieces: Sequence[memoryview]) -> None:
+            self.ends.append((name, error))
+            self.data[name] = b"".join(pieces)
+
+        return done
+
+
+async def sent(ring: Ring) -> list[Request]:
+    """What reaches the backend of the requests made in this turn of the loop."""
+    await asyncio.sleep(0)
+    return ring.requests()
