@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,6 +78,10 @@ class KernelBus:
     def drivers(self) -> frozenset[str]:
         """The drivers that are loaded, by the kernel's names for them, such as "vbd"."""
         return frozenset(_names(f"{self._root}/drivers"))
+
+    def bound(self, driver: str) -> list[str]:
+        """The bus ids of the devices that a driver has; none where it is not loaded."""
+        return sorted(name for name in _names(f"{self._root}/drivers/{driver}") if re.fullmatch(r".+-\d+-\d+", name))
 
     def driver(self, bus_id: str) -> str | None:
         """The driver that a device is bound to; None: to none, or it is not there."""

@@ -53,6 +53,16 @@ def test_devices(bus: KernelByHand) -> None:
     assert bus.drivers() == {"vbd"}
 
 
+def test_bound(tmp_path: Path) -> None:
+    """A driver's folder in sysfs holds its devices by their bus ids, among other files."""
+    folder = tmp_path / "drivers" / "vbd"
+    folder.mkdir(parents=True)
+    for name in ("bind", "uevent", "vbd-4-51712", "vbd-3-51712"):
+        (folder / name).touch()
+    assert KernelBus(str(tmp_path)).bound("vbd") == ["vbd-3-51712", "vbd-4-51712"]
+    assert KernelBus(str(tmp_path)).bound("vif") == []
+
+
 def test_probe(bus: KernelByHand) -> None:
     """A device is bound if a driver for it is loaded."""
     bus_id = bus.appear("vbd", 5, 51712)
