@@ -11,7 +11,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 
-from xenbusd.arbiter.kernel_bus import KernelBus, following, open_uevents
+from xenbusd.arbiter.kernel_bus import KernelBus
+from xenbusd.arbiter.uevents import following, open_uevents
 from xenbusd.bus.paths import BUS_ID_MAX, DeviceId
 from xenbusd.bus.state import State, parse_state
 from xenbusd.errors import AccessDenied, NodeNotFound, StoreError, StoreLost, UsageError

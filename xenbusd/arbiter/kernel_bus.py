@@ -1,8 +1,8 @@
-"""Linux's own side of the backends: its bus of devices in sysfs, and the switches that say when its drivers bind.
+"""Linux's bus of backend devices, in sysfs: its devices and drivers, and the switches that decide when it binds them.
 
-The kernel makes a bus device for every backend directory that appears at Initialising, of any class, and binds the
-driver that fits, if one is loaded: xen-blkback for vbd, xen-netback for vif. While `drivers_autoprobe` is 0 it still
-makes the devices and binds nothing; a device whose bus id is written to `drivers_probe` is bound alone.
+The kernel makes a bus device for every backend directory that appears at Initialising, of any class, and binds it to
+the driver for its class, if one is loaded. While `drivers_autoprobe` is 0 it still makes the devices, but binds none;
+writing a device's bus id to `drivers_probe` binds that device alone.
 
 Source: Linux 6.1, drivers/base/bus.c (drivers_autoprobe_store, drivers_probe_store, bus_add_driver),
 drivers/xen/xenbus/xenbus_probe_backend.c (backend_bus_id), xenbus_probe.c (xenbus_probe_node).
@@ -10,13 +10,9 @@ drivers/xen/xenbus/xenbus_probe_backend.c (backend_bus_id), xenbus_probe.c (xenb
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import re
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 from xenbusd.process.child import Child
 
@@ -26,14 +22,11 @@ MODPROBE = "/sbin/modprobe"
 """Where the kernel itself looks for it (CONFIG_MODPROBE_PATH)."""
 
 MODPROBE_S = 5.0
-"""How long loading a module may take; libxl gives up on its device after 10 s."""
-
-UEVENT_BYTES = 16384
-"""More than the kernel puts into one message (UEVENT_BUFFER_SIZE and a header)."""
+"""The longest that loading a module may take; libxl gives up on its device after 10 s."""
 
 
 class KernelBus:
-    """The bus `xen-backend` of this kernel. What is read here is what the kernel says at that moment.
+    """The bus `xen-backend` of this kernel. Nothing is cached: each call reads sysfs.
 
     Args:
         root: the bus's folder in sysfs.
@@ -46,12 +39,12 @@ class KernelBus:
 
     @property
     def is_there(self) -> bool:
-        """Whether this kernel has such a bus at all; one without Xen's backends has not."""
+        """Whether this kernel has the bus; one without support for Xen's backends has not."""
         return os.path.isdir(self._root)
 
     @property
     def autoprobe(self) -> bool:
-        """Whether the kernel binds each new device, and on loading a driver each unbound one, by itself.
+        """Whether the kernel binds devices by itself: each new one, and each unbound one when its driver is loaded.
 
         Raises:
             OSError: there is no such switch.
@@ -60,10 +53,10 @@ class KernelBus:
             return file.read().strip() != "0"
 
     def switch_autoprobe(self, on: bool) -> None:
-        """Say whether the kernel is to bind by itself.
+        """Have the kernel bind devices by itself, or not.
 
         Raises:
-            OSError: there is no such switch, or we may not.
+            OSError: there is no such switch, or this process may not write it.
         """
         self._write("drivers_autoprobe", "1" if on else "0")
 
@@ -72,26 +65,26 @@ class KernelBus:
         return sorted(_names(f"{self._root}/devices"))
 
     def unbound(self) -> list[str]:
-        """The bus ids of the devices that no driver of the kernel has."""
+        """The bus ids of the devices that are bound to no driver."""
         return [bus_id for bus_id in self.devices() if self.driver(bus_id) is None]
 
     def drivers(self) -> frozenset[str]:
-        """The drivers that are loaded, by the kernel's names for them, such as "vbd"."""
+        """The drivers that are loaded, by their names on the bus, which are those of their classes, such as "vbd"."""
         return frozenset(_names(f"{self._root}/drivers"))
 
     def bound(self, driver: str) -> list[str]:
-        """The bus ids of the devices that a driver has; none where it is not loaded."""
+        """The bus ids of the devices that are bound to a driver; none where it is not loaded."""
         return sorted(name for name in _names(f"{self._root}/drivers/{driver}") if re.fullmatch(r".+-\d+-\d+", name))
 
     def driver(self, bus_id: str) -> str | None:
-        """The driver that a device is bound to; None: to none, or it is not there."""
+        """The driver that a device is bound to; None: it is bound to none, or does not exist."""
         try:
             return os.path.basename(os.readlink(f"{self._root}/devices/{bus_id}/driver"))
         except OSError:
             return None
 
     def nodename(self, bus_id: str) -> str | None:
-        """A device's directory in the store, below this domain's own: "backend/vbd/5/51712"; None: it is not there."""
+        """A device's directory in the store, below this domain's own: "backend/vbd/5/51712"; None: no such device."""
         try:
             with open(f"{self._root}/devices/{bus_id}/nodename", encoding="utf-8", errors="replace") as file:
                 return file.read().strip()
@@ -99,28 +92,28 @@ class KernelBus:
             return None
 
     def probe(self, bus_id: str) -> bool:
-        """Have the kernel bind one device, as it would have done by itself.
+        """Have the kernel bind one device, as it does by itself while autoprobe is on.
 
         Returns:
-            Whether it is bound now. It is not where no loaded driver fits, where the driver refuses it, and where the
-            device has gone.
+            Whether the device is bound now. It is not if no driver for its class is loaded, if the driver refuses it,
+            or if the device has gone.
 
         Raises:
-            OSError: we may not write there.
-        Blocks: while the driver talks to the store.
+            OSError: this process may not write there.
+        Blocks: while the driver uses the store.
         """
         try:
             self._write("drivers_probe", bus_id)
         except OSError as error:
-            if error.errno not in (errno.ENODEV, errno.EINVAL):  # gone; the driver's own refusal
+            if error.errno not in (errno.ENODEV, errno.EINVAL):  # the device has gone; the driver refused it
                 raise
         return self.driver(bus_id) is not None
 
     async def load(self, device_class: str) -> str | None:
-        """Have the kernel's driver for a class loaded, if there is one.
+        """Load the kernel's driver for a class, if there is one.
 
         Returns:
-            None, or why it is not: what modprobe says.
+            None if it is loaded now; otherwise why not, in modprobe's words.
         """
         alias = f"xen-backend:{device_class}"
         try:
@@ -139,7 +132,7 @@ class KernelBus:
             with open(path, "w", encoding="ascii") as file:
                 file.write(text)
         except OSError as error:
-            raise OSError(error.errno, error.strerror, path) from None  # a failed write() names no file
+            raise OSError(error.errno, error.strerror, path) from None  # the error of a write() has no path
 
 
 def _names(folder: str) -> list[str]:
@@ -147,50 +140,3 @@ def _names(folder: str) -> list[str]:
         return os.listdir(folder)
     except OSError:
         return []
-
-
-def open_uevents() -> socket.socket:
-    """Open the kernel's broadcast of device events.
-
-    Raises:
-        OSError: it is not to be had here: in a sandbox without AF_NETLINK.
-    Source: linux/netlink.h (NETLINK_KOBJECT_UEVENT); group 1 is the kernel's own broadcast.
-    """
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, 15)
-    try:
-        sock.bind((0, 1))
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
-@contextmanager
-def following(uevents: socket.socket, wake: Callable[[], object]) -> Iterator[None]:
-    """Call `wake` whenever something happens on the bus, for a while; then close the socket.
-
-    An event is only a hint, whoever sent it: what is there has to be looked at.
-    """
-    uevents.setblocking(False)
-    loop = asyncio.get_running_loop()
-    loop.add_reader(uevents.fileno(), _drain, uevents, wake)
-    try:
-        yield
-    finally:
-        loop.remove_reader(uevents.fileno())
-        uevents.close()
-
-
-def _drain(uevents: socket.socket, wake: Callable[[], object]) -> None:
-    hint = False
-    for _ in range(64):  # what is left then comes with the next turn of the loop
-        try:
-            message = uevents.recv(UEVENT_BYTES)
-        except BlockingIOError:
-            break
-        except OSError:  # ENOBUFS: some were lost
-            hint = True
-            break
-        hint = hint or b"SUBSYSTEM=xen-backend\0" in message
-    if hint:
-        wake()
