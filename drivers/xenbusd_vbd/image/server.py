@@ -1,8 +1,8 @@
 """A server of one image: qemu-nbd or nbdkit, started, watched and ended by us, one process for each disk.
 
-It dies with us: the kernel sends it SIGTERM when we are gone, and qemu-nbd leaves by itself once its client has hung
-up. Either way it puts its tables in order first. The lock on the image goes with it: our descriptor that holds the
-lock is the server's, too, so whoever comes after us waits until the last write of the old server is done.
+The server dies with the daemon: the kernel sends it SIGTERM when the daemon is gone, and qemu-nbd exits by itself once
+its client has hung up. Either way it puts its tables in order first. The server inherits the descriptor that holds the
+lock on the image, so the next daemon waits until the last write of the old server is done.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ import shutil
 import signal
 import socket
 import stat
-import subprocess
 import time
 from collections.abc import Awaitable
 from contextlib import suppress
 from typing import TypeVar
 
-from xenbusd.api import ResourceError
+from xenbusd.api import Child, ResourceError, child_environ
 from xenbusd_vbd.image.formats import PACKAGES, Target, command
 from xenbusd_vbd.image.params import has_file
 from xenbusd_vbd.nbd.address import Address
@@ -38,15 +37,13 @@ SIGTERM_RETRY_S = 0.2
 """Between SIGTERMs: qemu-nbd forgets one that comes while it starts."""
 EXIT_POLL_S = 0.01
 """Between attempts to connect to a server that starts, unless it exits."""
-TAIL_MAX = 2048
-"""Bytes of what it says on stderr that are kept: the last ones, where the reason is."""
 
 
 Answer = TypeVar("Answer")
 
 
 class RemoteServer:
-    """Somebody else's server: a `Source` that only connects.
+    """A server that is not ours: a `Source` that only connects.
 
     Args:
         address: where it is.
@@ -64,7 +61,7 @@ class RemoteServer:
         return await self._answered(inquire(self._address))
 
     async def close(self) -> None:
-        """Nothing is ours."""
+        """Do nothing: the server is not ours."""
 
     async def _answered(self, answer: Awaitable[Answer]) -> Answer:
         """Await an answer of the server, for up to ANSWER_S."""
@@ -80,7 +77,7 @@ class RemoteServer:
 
 
 class ImageServer:
-    """A server process of ours: a `Source` that starts a new one whenever a connection is asked for.
+    """A server process of ours: a `Source` that starts a new one for each connection.
 
     Args:
         target: checked.
@@ -92,16 +89,15 @@ class ImageServer:
         self._remote = RemoteServer(Address(path=socket_path))
         self._socket_path = socket_path
         self._lock = take_lock(target)
-        self._process: ServerProcess | None = None
+        self._process: Child | None = None
 
     async def open(self) -> tuple[socket.socket, Export]:
-        """See `Source.open`: the server before is ended, in order where it still lives."""
+        """See `Source.open`: the previous server is ended, in order if it still runs."""
         await self._end()
         with suppress(FileNotFoundError):
             os.unlink(self._socket_path)
-        process = self._process = ServerProcess(
-            command(self._target, self._socket_path), () if self._lock is None else (self._lock,)
-        )
+        words = command(self._target, self._socket_path)
+        process = self._process = start(words, self._lock)
         deadline = time.monotonic() + START_S
         try:
             while True:
@@ -112,10 +108,9 @@ class ImageServer:
                 except ResourceError as error:
                     if error.errno not in (errno.ENOENT, errno.ECONNREFUSED) or time.monotonic() > deadline:
                         await process.ended_within(EXIT_POLL_S)
-                        raise explained(self._target, process, error) from None
-                await process.ended_within(EXIT_POLL_S)
-                if process.status is not None:
-                    raise complaint(self._target, process.program, process.status, process.tail)
+                        raise explained(self._target, words[0], process, error) from None
+                if await process.ended_within(EXIT_POLL_S):
+                    raise complaint(self._target, words[0], process.status or 0, process.last_lines)
         except BaseException:
             await self._end()
             raise
@@ -136,7 +131,7 @@ class ImageServer:
     async def _end(self) -> None:
         process, self._process = self._process, None
         if process is not None:
-            await process.stop()
+            await stop(process)
 
     @property
     def pid(self) -> int | None:
@@ -144,90 +139,32 @@ class ImageServer:
         return None if self._process is None else self._process.pid
 
 
-class ServerProcess:
-    """One process. The event loop hears of its end through a pidfd, without a thread.
+def start(words: list[str], lock: int | None) -> Child:
+    """Start a server, which gets SIGTERM from the kernel when this process is gone.
 
     Args:
         words: the command.
-        keep_fds: descriptors that it gets from us.
+        lock: a descriptor that it inherits.
 
     Raises:
         ResourceError: the program is not there.
     """
+    # The signal comes when the thread that started the server ends: the event loop's, which is the process's first.
+    argv = [find("setpriv"), "--pdeathsig", "TERM", find(words[0]), *words[1:]]
+    try:
+        return Child(argv, env=environ(), pass_fds=() if lock is None else (lock,), umask=0o077, keep_stdout=False)
+    except OSError as error:
+        raise ResourceError(f"cannot run {words[0]}: {error.strerror}", error.errno or errno.EIO) from error
 
-    def __init__(self, words: list[str], keep_fds: tuple[int, ...]) -> None:
-        program, launcher = find(words[0]), find("setpriv")
-        self.program = words[0]
-        self.status: int | None = None
-        """Its exit status, negative for a signal, once it has ended."""
-        self._tail = bytearray()
-        self._loop = asyncio.get_running_loop()
-        self._ended = asyncio.Event()
-        self._stderr, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        os.set_blocking(writing, True)
-        try:
-            # The signal comes when the thread that started it ends: the event loop's, which is the process's first.
-            self._process = subprocess.Popen(
-                [launcher, "--pdeathsig", "TERM", program, *words[1:]],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=writing,
-                env=environ(),
-                pass_fds=keep_fds,
-                start_new_session=True,
-                umask=0o077,
-            )
-            self._pidfd = os.pidfd_open(self._process.pid)
-        except OSError as error:
-            os.close(self._stderr)
-            raise ResourceError(f"cannot run {program}: {error.strerror}", error.errno or errno.EIO) from error
-        finally:
-            os.close(writing)
-        self.pid = self._process.pid
-        self._loop.add_reader(self._stderr, self._listen)
-        self._loop.add_reader(self._pidfd, self._reap)
 
-    @property
-    def tail(self) -> str:
-        """The last of what it said on stderr."""
-        tail = self._tail
-        if len(tail) == TAIL_MAX:
-            tail = tail[tail.find(b"\n") + 1 :]  # the line that was cut says nothing
-        return tail.decode(errors="backslashreplace").strip()
-
-    def _listen(self) -> None:
-        """Take what it says, so that it never waits for us."""
-        with suppress(BlockingIOError):
-            said = os.read(self._stderr, 65536)
-            self._tail += said
-            del self._tail[:-TAIL_MAX]
-            if not said:
-                self._loop.remove_reader(self._stderr)
-
-    def _reap(self) -> None:
-        self.status = self._process.wait()
-        self._listen()
-        self._loop.remove_reader(self._stderr)
-        self._loop.remove_reader(self._pidfd)
-        os.close(self._stderr)
-        os.close(self._pidfd)
-        self._ended.set()
-
-    async def ended_within(self, seconds: float) -> bool:
-        """Wait for its end, but not longer; return whether it has come."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._ended.wait()
-        return self.status is not None
-
-    async def stop(self) -> None:
-        """End it: SIGTERM, at which it puts the image in order; when it takes too long, SIGKILL. Idempotent."""
-        deadline = time.monotonic() + STOP_S
-        while self.status is None:
-            late = time.monotonic() >= deadline
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL if late else signal.SIGTERM)
-            if await self.ended_within(SIGTERM_RETRY_S) or time.monotonic() >= deadline + STOP_S:
-                return
+async def stop(server: Child) -> None:
+    """End a server: SIGTERM, at which it puts the image in order; SIGKILL when that takes over STOP_S. Idempotent."""
+    deadline = time.monotonic() + STOP_S
+    while time.monotonic() < deadline:
+        server.send_signal(signal.SIGTERM)
+        if await server.ended_within(SIGTERM_RETRY_S):
+            return
+    await server.kill()
 
 
 def find(program: str) -> str:
@@ -244,18 +181,17 @@ def find(program: str) -> str:
 
 
 def environ() -> dict[str, str]:
-    """Our own environment, without what systemd said to us alone, and with messages in English."""
-    ours = {key: value for key, value in os.environ.items() if not key.startswith(("LISTEN_", "NOTIFY_", "WATCHDOG_"))}
-    return ours | {"LC_ALL": "C"}
+    """The environment of image programs: a child's, with messages in English."""
+    return child_environ() | {"LC_ALL": "C"}
 
 
 def take_lock(target: Target) -> int | None:
     """Open an image's file and lock it as a raw image is locked; None where there is no file, or it is shared.
 
-    The server inherits the descriptor, and so the lock is held for as long as either of us lives.
+    The server inherits the descriptor, so the lock is held for as long as the daemon or the server lives.
 
     Raises:
-        ResourceError: it is not there, is no file or block device, may not be opened so, or is in use.
+        ResourceError: it does not exist, is neither a file nor a block device, cannot be opened so, or is in use.
     """
     if not has_file(target.format):
         return None
@@ -279,15 +215,15 @@ def take_lock(target: Target) -> int | None:
     return fd
 
 
-def explained(target: Target, process: ServerProcess, error: ResourceError) -> ResourceError:
-    """What went wrong at the connection, and, where the server has said something, that as well."""
-    if not process.tail:
+def explained(target: Target, program: str, server: Child, error: ResourceError) -> ResourceError:
+    """Why connecting failed, with the server's last words where it has any."""
+    if not server.last_lines:
         return error
-    return complaint(target, process.program, process.status or 0, f"{process.tail} ({error})")
+    return complaint(target, program, server.status or 0, f"{server.last_lines} ({error})")
 
 
 def complaint(target: Target, program: str, status: int, words: str) -> ResourceError:
-    """The error that a program's last words stand for."""
+    """The error that a program's exit status and last words stand for."""
     codes = {
         "lock": errno.EBUSY,
         "No such file": errno.ENOENT,
