@@ -62,7 +62,7 @@ class NbdClient:
         self, command: int, handle: int, offset: int = 0, length: int = 0, *, data: bytes = b"", flags: int = 0
     ) -> None:
         """Send one request."""
-        if command == wire.READ:
+        if command == wire.Command.READ:
             self.lengths[handle] = length
         length = len(data) or length
         self.writer.write(wire.REQUEST.pack(wire.REQUEST_MAGIC, flags, command, handle, offset, length) + data)

@@ -72,7 +72,7 @@ def test_a_handshake_survives_anything(noise: bytes, begun: bool) -> None:
 def test_only_whole_sectors_inside_the_disk_are_let_through(command: int, flags: int, offset: int, length: int) -> None:
     """Whatever is not refused is a known command on whole sectors within the disk."""
     if Rules.of(OFFER, OFFER.flags).refusal(command, flags, offset, length) is None:
-        assert command in (wire.READ, wire.WRITE, wire.TRIM, wire.FLUSH)
+        assert command in (wire.Command.READ, wire.Command.WRITE, wire.Command.TRIM, wire.Command.FLUSH)
         assert offset % 512 == length % 512 == 0
         assert offset + length <= SIZE
         assert not flags & ~wire.FLAG_FUA
@@ -101,9 +101,9 @@ class Pipe:
 
 
 REQUESTS = st.one_of(
-    st.tuples(st.just(wire.WRITE), st.integers(0, 160), st.integers(0, 40)),
-    st.tuples(st.sampled_from([wire.READ, wire.TRIM]), st.integers(0, 160), st.integers(0, 40)),
-    st.tuples(st.sampled_from([wire.FLUSH, 6]), st.just(0), st.just(0)),
+    st.tuples(st.just(wire.Command.WRITE), st.integers(0, 160), st.integers(0, 40)),
+    st.tuples(st.sampled_from([wire.Command.READ, wire.Command.TRIM]), st.integers(0, 160), st.integers(0, 40)),
+    st.tuples(st.sampled_from([wire.Command.FLUSH, 6]), st.just(0), st.just(0)),
 )
 
 
@@ -136,15 +136,15 @@ def test_requests_do_not_depend_on_the_cuts(requests: list[tuple[int, int, int]]
     stream, replies, model = b"", b"", bytearray(SIZE)
     for handle, (command, sector, count) in enumerate(requests):
         offset, length = sector * 512, count * 512
-        data = bytes([handle + 1]) * length if command == wire.WRITE else b""
+        data = bytes([handle + 1]) * length if command == wire.Command.WRITE else b""
         stream += wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, command, handle, offset, length) + data
         fits = offset + length <= SIZE
         if command == 6 or not fits:
-            replies += wire.simple_reply(handle, 28 if command == wire.WRITE else 22)
+            replies += wire.simple_reply(handle, 28 if command == wire.Command.WRITE else 22)
             continue
         replies += wire.simple_reply(handle)
-        if command == wire.READ:
+        if command == wire.Command.READ:
             replies += model[offset : offset + length]
-        elif command != wire.FLUSH:
+        elif command != wire.Command.FLUSH:
             model[offset : offset + length] = data or bytes(length)
     assert replay(cut(stream, cuts)) == (replies, bytes(model))

@@ -23,7 +23,8 @@ from xenbusd_vbd.image.engine import Engine
 from xenbusd_vbd.image.formats import Target
 from xenbusd_vbd.image.params import NETWORK, QEMU, RAW, Mode, Params, check_mode, nbd_address, parse, parse_mode
 from xenbusd_vbd.image.raw import Image
-from xenbusd_vbd.image.remote import Log, NbdEngine, Source
+from xenbusd_vbd.image.reconnect import Log, Source
+from xenbusd_vbd.image.remote import NbdEngine
 from xenbusd_vbd.image.server import ImageServer, RemoteServer
 
 FENCE_S = 10.0

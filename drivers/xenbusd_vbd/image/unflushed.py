@@ -1,7 +1,7 @@
 """Copies of the writes that a server has answered, but was not yet told to put on stable storage.
 
 A server may keep in its own memory what it has answered: qemu-nbd does so with the tables of a qcow2 image, and a write
-whose table entry dies with the process is gone. The guest has not crashed, and will not write again; so we do.
+whose table entry dies with the process is lost. The guest has not crashed and will not write again, so the daemon does.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 
 
-class KeptWrites:
+class UnflushedWrites:
     """Writes in the order of their answers. Pure: no I/O here."""
 
     def __init__(self) -> None:
@@ -26,16 +26,16 @@ class KeptWrites:
         return iter(tuple(self._writes))
 
     def keep(self, message: bytearray) -> None:
-        """Keep a write, as `nbd_client.write_message` made it."""
+        """Keep a write, as `nbd.client.write_message` made it."""
         self._writes.append(message)
         self.bytes += len(message)
 
     def mark(self) -> int:
-        """Where we are: a flush that is sent now covers what was kept until now."""
+        """The number of writes kept so far, ever: a flush that is sent now covers these."""
         return self._dropped + len(self._writes)
 
     def drop(self, mark: int) -> None:
-        """Forget what a flush that was sent at `mark` has put on stable storage."""
+        """Forget the writes that a flush sent at `mark` has put on stable storage."""
         while self._dropped < mark and self._writes:
             self.bytes -= len(self._writes.popleft())
             self._dropped += 1

@@ -18,13 +18,13 @@ from itertools import islice
 from typing import Generic, TypeVar
 
 from xenbusd_vbd.nbd.wire import (
-    DISC,
-    READ,
+    CMD_DISC,
+    CMD_READ,
+    CMD_WRITE,
     REQUEST,
     REQUEST_MAGIC,
     SIMPLE_REPLY,
     SIMPLE_REPLY_MAGIC,
-    WRITE,
     WireError,
 )
 
@@ -59,7 +59,7 @@ class NbdClient(Generic[Token]):
     ) -> None:
         self.answered = answered
         self.lost = lost
-        self.over = False
+        self.ended = False
         self._sock = sock
         self._loop = asyncio.get_running_loop()
         self._pending: dict[int, tuple[Token, Sequence[memoryview] | None]] = {}
@@ -89,7 +89,7 @@ class NbdClient(Generic[Token]):
         """Ask for `length` bytes, which fill `into`; it belongs to us until the answer. `send` sends it."""
         handle = self._handle = self._handle + 1
         self._pending[handle] = token, into
-        self._out.append(REQUEST.pack(REQUEST_MAGIC, 0, READ, handle, offset, length))
+        self._out.append(REQUEST.pack(REQUEST_MAGIC, 0, CMD_READ, handle, offset, length))
 
     def write(self, token: Token, message: bytearray) -> None:
         """Ask for a write that `write_message` made; it belongs to us until the answer. `send` sends it."""
@@ -106,7 +106,7 @@ class NbdClient(Generic[Token]):
 
     def send(self) -> None:
         """Send what was asked for since; what the socket does not take goes when it does."""
-        if not self._writing and not self.over:
+        if not self._writing and not self.ended:
             self._writable()
 
     def _writable(self) -> None:
@@ -218,21 +218,21 @@ class NbdClient(Generic[Token]):
         self._lose(reason)
 
     def _lose(self, reason: str) -> None:
-        if not self.over:
+        if not self.ended:
             self._end_io()
             self._loop.call_soon(self.lost, reason)
 
     def close(self) -> None:
         """Say goodbye and hang up. `lost` is not called. Idempotent."""
-        if self.over:
+        if self.ended:
             return
         if not self._out:
             with suppress(OSError):  # it has gone itself
-                self._sock.send(REQUEST.pack(REQUEST_MAGIC, 0, DISC, 0, 0, 0))
+                self._sock.send(REQUEST.pack(REQUEST_MAGIC, 0, CMD_DISC, 0, 0, 0))
         self._end_io()
 
     def _end_io(self) -> None:
-        self.over = True
+        self.ended = True
         self._loop.remove_reader(self._sock.fileno())
         if self._writing:
             self._loop.remove_writer(self._sock.fileno())
@@ -244,5 +244,5 @@ class NbdClient(Generic[Token]):
 
 def write_message(offset: int, data: Sequence[memoryview]) -> bytearray:
     """Make a WRITE with a private copy of its data: what is sent again later must be what was sent first."""
-    head = REQUEST.pack(REQUEST_MAGIC, 0, WRITE, 0, offset, sum(map(len, data)))
+    head = REQUEST.pack(REQUEST_MAGIC, 0, CMD_WRITE, 0, offset, sum(map(len, data)))
     return bytearray().join((head, *data))

@@ -123,7 +123,7 @@ class NbdDevice:
         self._kernel = kernel
         self._loop = asyncio.get_running_loop()
         self._claimed: asyncio.Future[str] = self._loop.create_future()
-        self._over: asyncio.Future[OSError | None] = self._loop.create_future()
+        self._ended: asyncio.Future[OSError | None] = self._loop.create_future()
         self._fd = -1
         ours, self._theirs = socket.socketpair()
         try:
@@ -133,9 +133,9 @@ class NbdDevice:
             raise
 
     @property
-    def over(self) -> asyncio.Future[OSError | None]:
+    def ended(self) -> asyncio.Future[OSError | None]:
         """Done when the kernel has let go of the device: with None in order, or with the kernel's error."""
-        return self._over
+        return self._ended
 
     @classmethod
     async def attach(cls, export: NbdExport, *, kernel: Kernel | None = None) -> NbdDevice:
@@ -155,7 +155,7 @@ class NbdDevice:
                 name = await device._claimed
                 device.path = os.path.join(kernel.dev, name)
                 # sysfs tells nobody of a new attribute, so this looks again and again.
-                while not kernel.is_connected(name) and not device._over.done():  # noqa: ASYNC110
+                while not kernel.is_connected(name) and not device._ended.done():  # noqa: ASYNC110
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
             await device.detach()
@@ -163,8 +163,8 @@ class NbdDevice:
         except asyncio.CancelledError:
             device._hang_up()
             raise
-        if device._over.done():
-            error = device._over.result()
+        if device._ended.done():
+            error = device._ended.result()
             why = error.strerror if error else "for no reason it told"
             raise NbdDeviceError(f"{device.path}: the kernel gave it up at once: {why}")
         return device
@@ -175,7 +175,7 @@ class NbdDevice:
         Raises:
             NbdDeviceError: the kernel refuses.
         """
-        if self._fd < 0 or self._over.done():
+        if self._fd < 0 or self._ended.done():
             return
         fd = os.dup(self._fd)
         # In a thread: a kernel may wait for requests that are under way, and it is we who answer them.
@@ -196,7 +196,7 @@ class NbdDevice:
 
         What still has the device open, a mounted file system for instance, gets errors from here on.
         """
-        if self._fd >= 0 and not self._over.done():
+        if self._fd >= 0 and not self._ended.done():
             # In a thread of its own: the kernel waits here while the socket is full, and it is we who empty it.
             fd = os.dup(self._fd)
             threading.Thread(target=self._disconnect, args=(fd,), name="nbd-disconnect", daemon=True).start()
@@ -205,8 +205,8 @@ class NbdDevice:
             await self._wait(timeout_s)
 
     async def _wait(self, timeout_s: float) -> bool:
-        await asyncio.wait([self._over], timeout=timeout_s)
-        return self._over.done()
+        await asyncio.wait([self._ended], timeout=timeout_s)
+        return self._ended.done()
 
     def _hang_up(self) -> None:
         """End the device from the server's side, which the kernel cannot refuse."""
@@ -225,25 +225,25 @@ class NbdDevice:
     def _be_the_device(self, names: list[str]) -> None:
         # A signal would end NBD_DO_IT, and with it the device.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        ended: OSError | None = None
+        error_at_end: OSError | None = None
         try:
             self._fd, name = self._claim(names)
         except NbdDeviceError as error:
             self._theirs.close()
-            self._tell(self._claimed, error)
-            self._tell(self._over, None)
+            self._settle(self._claimed, error)
+            self._settle(self._ended, None)
             return
         try:
             self._describe()
-            self._tell(self._claimed, name)
+            self._settle(self._claimed, name)
             self._kernel.ioctl(self._fd, NBD_DO_IT, 0)
         except OSError as error:
-            ended = error
-            self._tell(self._claimed, NbdDeviceError(f"the kernel refuses {name}: {error.strerror}"))
+            error_at_end = error
+            self._settle(self._claimed, NbdDeviceError(f"the kernel refuses {name}: {error.strerror}"))
         with contextlib.suppress(OSError):
             self._kernel.ioctl(self._fd, NBD_CLEAR_SOCK, 0)
         self._theirs.close()
-        self._tell(self._over, ended)
+        self._settle(self._ended, error_at_end)
 
     def _claim(self, names: list[str]) -> tuple[int, str]:
         """Open the first device that takes our socket: between looking and asking, another process may be quicker."""
@@ -271,7 +271,7 @@ class NbdDevice:
         self._kernel.ioctl(self._fd, NBD_SET_SIZE_BLOCKS, self._export.size_bytes // block)
         self._kernel.ioctl(self._fd, NBD_SET_FLAGS, int(self._export.flags))
 
-    def _tell(self, future: asyncio.Future[T], outcome: T | NbdDeviceError) -> None:
+    def _settle(self, future: asyncio.Future[T], outcome: T | NbdDeviceError) -> None:
         """Settle a future of the loop's, once."""
 
         def settle() -> None:
@@ -281,7 +281,7 @@ class NbdDevice:
                 future.set_exception(outcome)
             else:
                 future.set_result(outcome)
-            if future is self._over and self._fd >= 0:
+            if future is self._ended and self._fd >= 0:
                 # Here, in the loop's thread, so that `detach` never sees the number of a descriptor that is closed.
                 os.close(self._fd)
                 self._fd = -1

@@ -17,14 +17,14 @@ from typing import cast
 from xenbusd_vbd.nbd.disk import Disk
 from xenbusd_vbd.nbd.server_handshake import Handshake, Stage
 from xenbusd_vbd.nbd.wire import (
-    DISC,
+    CMD_DISC,
+    CMD_FLUSH,
+    CMD_READ,
+    CMD_TRIM,
+    CMD_WRITE,
     FLAG_FUA,
-    FLUSH,
-    READ,
     REQUEST,
     REQUEST_MAGIC,
-    TRIM,
-    WRITE,
     Offer,
     Rules,
     WireError,
@@ -274,11 +274,11 @@ class NbdConnection(asyncio.BufferedProtocol):
             magic, flags, command, handle, offset, length = REQUEST.unpack_from(self._buffer, self._begin)
             if magic != REQUEST_MAGIC:
                 raise WireError(f"a request begins with {magic:#x}, not with {REQUEST_MAGIC:#x}")
-            if command == DISC:
+            if command == CMD_DISC:
                 self._finishing = True
                 return
             refusal = self._rules.refusal(command, flags, offset, length)
-            carried = length if refusal is None and command in (READ, WRITE) else 0
+            carried = length if refusal is None and command in (CMD_READ, CMD_WRITE) else 0
             if not self._writable or self._requests == REQUESTS_MAX or self._bytes + carried > BYTES_MAX:
                 self._stalled = True
                 return
@@ -286,7 +286,7 @@ class NbdConnection(asyncio.BufferedProtocol):
             self._counters.requests += 1
             if refusal is not None:
                 self._refuse(command, handle, length, *refusal)
-            elif command == WRITE:
+            elif command == CMD_WRITE:
                 self._take_payload(handle, offset, bool(flags & FLAG_FUA), length)
             else:
                 self._submit(command, handle, offset, length, bool(flags & FLAG_FUA))
@@ -307,7 +307,7 @@ class NbdConnection(asyncio.BufferedProtocol):
 
     def _refuse(self, command: int, handle: int, length: int, code: int, why: str) -> None:
         reply = self._failure(handle, code, why)
-        if command != WRITE or not length:
+        if command != CMD_WRITE or not length:
             self._queue(reply)
         elif length > self._rules.maximum:
             raise WireError(f"a write of {length} bytes; at most {self._rules.maximum} go into one request")
@@ -337,7 +337,7 @@ class NbdConnection(asyncio.BufferedProtocol):
 
     def _submit(self, command: int, handle: int, offset: int, length: int, fua: bool) -> None:
         self._requests += 1
-        if command == READ:
+        if command == CMD_READ:
             self._bytes += length
             read = partial(self._read, handle, offset, length)
             if length:
@@ -346,9 +346,9 @@ class NbdConnection(asyncio.BufferedProtocol):
                 read(0, ())
             return
         done = partial(self._done, handle)
-        if command == FLUSH:
+        if command == CMD_FLUSH:
             self._disk.flush(done)
-        elif command == TRIM and length:
+        elif command == CMD_TRIM and length:
             self._disk.trim(offset, length, partial(self._trimmed, done) if fua else done)
         else:
             done(0)

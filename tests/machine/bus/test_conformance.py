@@ -66,7 +66,7 @@ class TestVbd(PairConformance):
             client = await NbdClient.connect(guest.run_path(id, "sock"))
             try:
                 data = str(id).encode().ljust(512, b".")
-                assert (await client.ask(wire.WRITE, 1, 512, data=data)).error == 0
-                assert (await client.ask(wire.READ, 2, 512, 512)).data == data
+                assert (await client.ask(wire.Command.WRITE, 1, 512, data=data)).error == 0
+                assert (await client.ask(wire.Command.READ, 2, 512, 512)).data == data
             finally:
                 await client.close()

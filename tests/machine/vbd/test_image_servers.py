@@ -62,8 +62,8 @@ class Disk:
     @property
     def pid(self) -> int:
         """Of the server."""
-        assert isinstance(self.engine._source, ImageServer)
-        pid = self.engine._source.pid
+        assert isinstance(self.engine._connection.source, ImageServer)
+        pid = self.engine._connection.source.pid
         assert pid is not None
         return pid
 
@@ -246,7 +246,7 @@ async def main():
     done = asyncio.Event()
     if not engine.submit([job(WRITE, 0, b"o" * 65536)], lambda jobs: done.set()):
         await done.wait()
-    print(engine._source.pid, flush=True)
+    print(engine._connection.source.pid, flush=True)
     await asyncio.Event().wait()
 
 asyncio.run(main())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from xenbusd_vbd.image.unflushed import KeptWrites
+from xenbusd_vbd.image.unflushed import UnflushedWrites
 
 
 def test_a_flush_covers_what_was_answered_before_it() -> None:
     """What came between its sending and its answer is kept on."""
-    kept = KeptWrites()
+    kept = UnflushedWrites()
     for text in (b"a", b"bb"):
         kept.keep(bytearray(text))
     mark = kept.mark()
@@ -23,7 +23,7 @@ def test_a_flush_covers_what_was_answered_before_it() -> None:
 
 def test_a_mark_of_the_future_covers_no_more_than_there_is() -> None:
     """Marks go on counting over what was dropped."""
-    kept = KeptWrites()
+    kept = UnflushedWrites()
     kept.keep(bytearray(b"a"))
     kept.drop(99)
     kept.keep(bytearray(b"b"))

@@ -9,7 +9,7 @@ import pytest
 
 from tests.doubles.nbd_bench import until
 from xenbusd_vbd.nbd.client import NbdClient, write_message
-from xenbusd_vbd.nbd.wire import DISC, FLUSH, READ, REQUEST, TRIM, WRITE, simple_reply
+from xenbusd_vbd.nbd.wire import REQUEST, Command, simple_reply
 
 
 class Pair:
@@ -57,18 +57,18 @@ async def test_a_batch_of_requests_goes_out_in_order() -> None:
     pair = Pair()
     pair.client.read("r", 4096, 1024, views(1024))
     pair.client.write("w", write_message(512, views(512, 1024)))
-    pair.client.command("f", FLUSH)
-    pair.client.command("t", TRIM, 8192, 4096)
+    pair.client.command("f", Command.FLUSH)
+    pair.client.command("t", Command.TRIM, 8192, 4096)
     with pytest.raises(BlockingIOError):
         pair.theirs.recv(1)
     pair.client.send()
     sent = await pair.received(4 * REQUEST.size + 1536)
     heads = [REQUEST.unpack_from(sent, at) for at in (0, 28, 56 + 1536, 84 + 1536)]
     assert [head[2:] for head in heads] == [
-        (READ, 1, 4096, 1024),
-        (WRITE, 2, 512, 1536),
-        (FLUSH, 3, 0, 0),
-        (TRIM, 4, 8192, 4096),
+        (Command.READ, 1, 4096, 1024),
+        (Command.WRITE, 2, 512, 1536),
+        (Command.FLUSH, 3, 0, 0),
+        (Command.TRIM, 4, 8192, 4096),
     ]
     assert pair.client.unanswered == ["r", "w", "f", "t"]
     pair.close()
@@ -88,7 +88,7 @@ async def test_replies_in_any_order_and_any_pieces(step: int) -> None:
     pair = Pair()
     first, second = views(512, 512, 1024), views(1536)
     pair.client.read("first", 0, 2048, first)
-    pair.client.command("flush", FLUSH)
+    pair.client.command("flush", Command.FLUSH)
     pair.client.read("second", 0, 1536, second)
     pair.client.read("failed", 0, 512, views(512))
     stream = simple_reply(3) + b"2" * 1536 + simple_reply(4, 5) + simple_reply(1) + b"1" * 2048 + simple_reply(2)
@@ -142,7 +142,7 @@ async def test_a_server_that_cannot_be_gone_on_with(stream: bytes, sentence: str
     """It is told once, and what it had not answered stays known, in order."""
     pair = Pair()
     pair.client.read("r", 0, 512, views(512))
-    pair.client.command("f", FLUSH)
+    pair.client.command("f", Command.FLUSH)
     await pair.say(stream)
     pair.theirs.shutdown(socket.SHUT_WR)
     await until(lambda: bool(pair.lost))
@@ -158,11 +158,11 @@ async def test_the_server_is_gone_when_we_send() -> None:
     """`send` does not raise and does not call back: the loss is told a moment later."""
     pair = Pair()
     pair.theirs.close()
-    pair.client.command("f", FLUSH)
+    pair.client.command("f", Command.FLUSH)
     pair.client.send()
     assert pair.lost == []
     await until(lambda: bool(pair.lost))
-    assert (pair.client.over, pair.client.unanswered) == (True, ["f"])
+    assert (pair.client.ended, pair.client.unanswered) == (True, ["f"])
 
 
 async def test_close_says_goodbye() -> None:
@@ -170,7 +170,7 @@ async def test_close_says_goodbye() -> None:
     pair = Pair()
     pair.client.close()
     pair.client.close()
-    assert REQUEST.unpack(await pair.received(REQUEST.size))[2] == DISC
+    assert REQUEST.unpack(await pair.received(REQUEST.size))[2] == Command.DISC
     assert await pair.received(0) == pair.theirs.recv(1) == b""
     await asyncio.sleep(0)
     assert pair.lost == []

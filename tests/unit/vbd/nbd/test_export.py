@@ -120,7 +120,7 @@ async def test_too_many_clients_are_turned_away(tmp_path: Path, monkeypatch: pyt
     await clients.pop().close()
     await until(lambda: export.clients == 1)
     clients.append(await NbdClient.connect(path))
-    assert (await clients[-1].ask(wire.FLUSH, 1)).error == 0
+    assert (await clients[-1].ask(wire.Command.FLUSH, 1)).error == 0
     assert export.counters.connections == 3
     for client in (*clients, late):
         await client.close()
@@ -133,11 +133,11 @@ async def test_close_answers_what_is_in_flight(tmp_path: Path) -> None:
     export = NbdExport(disk, name="vbd-51712")
     await export.listen(str(tmp_path / "nbd"))
     client = await NbdClient.connect(str(tmp_path / "nbd"))
-    client.request(wire.READ, 1, 0, 512)
+    client.request(wire.Command.READ, 1, 0, 512)
     await until(lambda: len(disk.waiting) == 1)
     closing = asyncio.create_task(export.close(drain_s=30))
     await until(lambda: not (tmp_path / "nbd").exists())
-    client.request(wire.READ, 2, 0, 512)
+    client.request(wire.Command.READ, 2, 0, 512)
     disk.answer()
     assert await client.answer() == Answer(1, 0, bytes(512))
     assert await client.is_over()
@@ -153,8 +153,8 @@ async def test_close_takes_no_write_to_its_end(tmp_path: Path) -> None:
     export = NbdExport(disk, name="vbd-51712")
     await export.listen(str(tmp_path / "nbd"))
     client = await NbdClient.connect(str(tmp_path / "nbd"))
-    client.request(wire.READ, 1, 0, 512)
-    client.writer.write(wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, wire.WRITE, 2, 0, 8192) + b"x" * 4096)
+    client.request(wire.Command.READ, 1, 0, 512)
+    client.writer.write(wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, wire.Command.WRITE, 2, 0, 8192) + b"x" * 4096)
     await until(lambda: export.counters.requests == 2)
     closing = asyncio.create_task(export.close(drain_s=30))
     await until(lambda: not (tmp_path / "nbd").exists())
@@ -174,7 +174,7 @@ async def test_close_does_not_wait_for_a_dead_disk(tmp_path: Path) -> None:
     export = NbdExport(disk, name="vbd-51712")
     await export.listen(str(tmp_path / "nbd"))
     client = await NbdClient.connect(str(tmp_path / "nbd"))
-    client.request(wire.WRITE, 1, 0, data=b"x" * 512)
+    client.request(wire.Command.WRITE, 1, 0, data=b"x" * 512)
     await until(lambda: len(disk.waiting) == 1)
     await export.close(drain_s=0.01)
     assert export.clients == 0
@@ -190,7 +190,7 @@ async def test_close_breaks_off_halves(tmp_path: Path) -> None:
     greeted = NbdClient(*await asyncio.open_unix_connection(str(tmp_path / "nbd")))
     await greeted.reader.readexactly(18)
     writing = await NbdClient.connect(str(tmp_path / "nbd"))
-    writing.writer.write(wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, wire.WRITE, 1, 0, 4096) + b"half")
+    writing.writer.write(wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, wire.Command.WRITE, 1, 0, 4096) + b"half")
     await until(lambda: export.counters.requests == 1)
     await export.close(drain_s=3600)
     assert await greeted.is_over()
@@ -217,13 +217,13 @@ async def test_a_disk_that_grows(tmp_path: Path) -> None:
     await until(lambda: export.clients == 2)
     kernel = NbdClient(*await asyncio.open_connection(sock=theirs))
     for each in (client, kernel):
-        assert (await each.ask(wire.READ, 1, SIZE, 512)).error == errno.EINVAL
+        assert (await each.ask(wire.Command.READ, 1, SIZE, 512)).error == errno.EINVAL
     resized(disk, 2 * SIZE)
     export.refresh()
     assert export.size_bytes == 2 * SIZE
     for each in (client, kernel):
-        assert (await each.ask(wire.READ, 2, SIZE, 512)).error == 0
-        assert (await each.ask(wire.READ, 3, 2 * SIZE, 512)).error == errno.EINVAL
+        assert (await each.ask(wire.Command.READ, 2, SIZE, 512)).error == 0
+        assert (await each.ask(wire.Command.READ, 3, 2 * SIZE, 512)).error == errno.EINVAL
         await each.close()
     await export.close()
 
@@ -238,8 +238,8 @@ async def test_a_disk_that_shrinks(tmp_path: Path) -> None:
     export.refresh()
     disk.fail_with = errno.EIO
     after = await NbdClient.connect(str(tmp_path / "nbd"))
-    assert (await before.ask(wire.READ, 1, SIZE - 512, 512)).error == errno.EIO
-    assert (await after.ask(wire.READ, 1, SIZE - 512, 512)).error == errno.EINVAL
+    assert (await before.ask(wire.Command.READ, 1, SIZE - 512, 512)).error == errno.EIO
+    assert (await after.ask(wire.Command.READ, 1, SIZE - 512, 512)).error == errno.EINVAL
     assert disk.seen == [("read", SIZE - 512, 512)]
     for each in (before, after):
         await each.close()

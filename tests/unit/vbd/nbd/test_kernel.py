@@ -71,13 +71,13 @@ class StandIn:
         elif request == nbd_device.NBD_DO_IT:
             self._do_it(name)
         elif request == nbd_device.NBD_DISCONNECT and self.disconnects:
-            self.socks[name].sendall(wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, wire.DISC, 0, 0, 0))
+            self.socks[name].sendall(wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, wire.Command.DISC, 0, 0, 0))
         elif request == nbd_device.NBD_CLEAR_SOCK:
             self.socks.pop(name).close()
 
     def _do_it(self, name: str) -> None:
         sock = self.socks[name]
-        sock.sendall(wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, wire.READ, 77, 0, 512))
+        sock.sendall(wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, wire.Command.READ, 77, 0, 512))
         reply = sock.recv(16 + 512, socket.MSG_WAITALL)
         assert reply[:16] == wire.simple_reply(77)
         self.sector = reply[16:]
@@ -118,7 +118,7 @@ async def test_attach_and_detach(tmp_path: Path) -> None:
     assert arguments[nbd_device.NBD_SET_BLKSIZE] == 512
     assert arguments[nbd_device.NBD_SET_SIZE_BLOCKS] == SIZE // 512
     assert arguments[nbd_device.NBD_SET_FLAGS] == int(export.flags)
-    assert device.over.result() is None
+    assert device.ended.result() is None
     await device.detach()
     assert kernel.names("nbd0").count(nbd_device.NBD_DISCONNECT) == 1
     await export.close()
@@ -133,7 +133,7 @@ async def test_resize(tmp_path: Path) -> None:
     export.refresh()
     await device.resize()
     assert kernel.calls[-1] == ("nbd0", nbd_device.NBD_SET_SIZE_BLOCKS, 1 << 36)
-    assert not device.over.done()
+    assert not device.ended.done()
     kernel.refuse["nbd0", nbd_device.NBD_SET_SIZE_BLOCKS] = errno.EINVAL
     with pytest.raises(NbdDeviceError, match=r"refuses a new size of .*nbd0: Invalid argument"):
         await device.resize()
@@ -248,7 +248,7 @@ async def test_detach_from_a_kernel_that_does_not_listen(tmp_path: Path) -> None
     export = export_of(MemoryDisk(SIZE))
     device = await NbdDevice.attach(export, kernel=kernel.kernel)
     await device.detach(timeout_s=0.05)
-    assert device.over.done()
+    assert device.ended.done()
     await export.close()
 
 
@@ -299,7 +299,7 @@ async def test_the_export_closes_first(tmp_path: Path) -> None:
     export = export_of(MemoryDisk(SIZE))
     device = await NbdDevice.attach(export, kernel=kernel.kernel)
     await export.close()
-    await device.over
+    await device.ended
     await device.detach()
     assert nbd_device.NBD_DISCONNECT not in kernel.names("nbd0")
     assert kernel.names("nbd0")[-1] == nbd_device.NBD_CLEAR_SOCK

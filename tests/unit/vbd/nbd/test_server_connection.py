@@ -68,8 +68,8 @@ async def test_write_then_read(serve: OpenBench, structured: bool) -> None:
     bench = await serve(MemoryDisk(SIZE))
     client = await bench.client(structured=structured)
     data = bytes(range(256)) * 16
-    assert await client.ask(wire.WRITE, 1, 8192, data=data) == Answer(1, 0, b"")
-    assert await client.ask(wire.READ, 2, 8192, 4096) == Answer(2, 0, data)
+    assert await client.ask(wire.Command.WRITE, 1, 8192, data=data) == Answer(1, 0, b"")
+    assert await client.ask(wire.Command.READ, 2, 8192, 4096) == Answer(2, 0, data)
     assert bench.disk.seen == [("write", 8192, 4096, False), ("read", 8192, 4096)]
     counters = bench.export.counters
     assert (counters.connections, counters.requests, counters.errors) == (1, 2, 0)
@@ -82,10 +82,10 @@ async def test_flush_trim_and_fua(serve: OpenBench, structured: bool) -> None:
     bench = await serve(MemoryDisk(SIZE))
     client = await bench.client(structured=structured)
     fua = wire.FLAG_FUA
-    assert (await client.ask(wire.WRITE, 1, 0, data=b"x" * 512, flags=fua)).error == 0
-    assert (await client.ask(wire.FLUSH, 2)).error == 0
-    assert (await client.ask(wire.TRIM, 3, 512, 1024)).error == 0
-    assert (await client.ask(wire.TRIM, 4, 0, 512, flags=fua)).error == 0
+    assert (await client.ask(wire.Command.WRITE, 1, 0, data=b"x" * 512, flags=fua)).error == 0
+    assert (await client.ask(wire.Command.FLUSH, 2)).error == 0
+    assert (await client.ask(wire.Command.TRIM, 3, 512, 1024)).error == 0
+    assert (await client.ask(wire.Command.TRIM, 4, 0, 512, flags=fua)).error == 0
     assert bench.disk.seen == [
         ("write", 0, 512, True),
         ("flush",),
@@ -96,7 +96,7 @@ async def test_flush_trim_and_fua(serve: OpenBench, structured: bool) -> None:
 
 
 @pytest.mark.parametrize("structured", [False, True])
-@pytest.mark.parametrize("command", [wire.READ, wire.WRITE, wire.TRIM])
+@pytest.mark.parametrize("command", [wire.Command.READ, wire.Command.WRITE, wire.Command.TRIM])
 async def test_nothing_is_done_without_the_disk(serve: OpenBench, structured: bool, command: int) -> None:
     """A request for zero bytes succeeds and does not bother the disk."""
     bench = await serve(MemoryDisk(SIZE))
@@ -112,9 +112,9 @@ async def test_errors_of_the_disk(serve: OpenBench, structured: bool, code: int)
     bench = await serve(MemoryDisk(SIZE))
     bench.disk.fail_with = code
     client = await bench.client(structured=structured)
-    for handle, command in enumerate((wire.READ, wire.WRITE, wire.FLUSH, wire.TRIM)):
-        data = b"x" * 512 if command == wire.WRITE else b""
-        answer = await client.ask(command, handle, 0, 0 if command == wire.FLUSH else 512, data=data, flags=1)
+    for handle, command in enumerate((wire.Command.READ, wire.Command.WRITE, wire.Command.FLUSH, wire.Command.TRIM)):
+        data = b"x" * 512 if command == wire.Command.WRITE else b""
+        answer = await client.ask(command, handle, 0, 0 if command == wire.Command.FLUSH else 512, data=data, flags=1)
         assert (answer.handle, answer.error, answer.data) == (handle, code, b"")
     assert bench.export.counters.errors == 4
     assert bench.disk.seen.count(("flush",)) == 1
@@ -125,7 +125,7 @@ async def test_a_refusal_has_a_sentence(serve: OpenBench) -> None:
     """With structured replies the client also hears why, and nothing reaches the disk."""
     bench = await serve(MemoryDisk(SIZE))
     client = await bench.client(structured=True)
-    answer = await client.ask(wire.READ, 7, SIZE, 512)
+    answer = await client.ask(wire.Command.READ, 7, SIZE, 512)
     assert (answer.handle, answer.error, answer.message) == (7, errno.EINVAL, f"the disk ends at {SIZE}")
     assert bench.disk.seen == []
 
@@ -135,8 +135,8 @@ async def test_data_of_a_refused_write_is_skipped(serve: OpenBench, size: int) -
     """A write to a read-only disk gets EPERM after its data, and the next request is understood."""
     bench = await serve(MemoryDisk(SIZE, read_only=True))
     client = await bench.client()
-    client.request(wire.WRITE, 1, 0, data=b"\x25\x60\x95\x13" * (size // 4))
-    client.request(wire.READ, 2, 0, 512)
+    client.request(wire.Command.WRITE, 1, 0, data=b"\x25\x60\x95\x13" * (size // 4))
+    client.request(wire.Command.READ, 2, 0, 512)
     assert await client.answer() == Answer(1, errno.EPERM, b"")
     assert await client.answer() == Answer(2, 0, bytes(512))
     assert bench.disk.seen == [("read", 0, 512)]
@@ -147,7 +147,7 @@ async def test_large_writes_keep_their_data_until_done(serve: OpenBench) -> None
     bench = await serve(MemoryDisk(SIZE, deferred=True))
     client = await bench.client()
     for handle in range(4):
-        client.request(wire.WRITE, handle, handle << 20, data=bytes([handle + 1]) * (1 << 20))
+        client.request(wire.Command.WRITE, handle, handle << 20, data=bytes([handle + 1]) * (1 << 20))
     await until(lambda: len(bench.disk.waiting) == 4)
     bench.disk.answer(last_first=True)
     assert [(await client.answer()).handle for _ in range(4)] == [3, 2, 1, 0]
@@ -159,7 +159,7 @@ async def test_requests_in_one_packet_are_taken_at_once(serve: OpenBench) -> Non
     bench = await serve(MemoryDisk(SIZE, deferred=True))
     client = await bench.client()
     for handle in range(100):
-        client.request(wire.READ, handle, handle * 512, 512)
+        client.request(wire.Command.READ, handle, handle * 512, 512)
     await until(lambda: len(bench.disk.waiting) == 100)
     bench.disk.answer()
     assert [(await client.answer()).handle for _ in range(100)] == list(range(100))
@@ -170,9 +170,9 @@ async def test_requests_in_flight_are_bounded(serve: OpenBench) -> None:
     bench = await serve(MemoryDisk(SIZE, deferred=True))
     client, other = await bench.client(), await bench.client()
     for handle in range(300):
-        client.request(wire.READ, handle, 0, 512)
+        client.request(wire.Command.READ, handle, 0, 512)
     await until(lambda: len(bench.disk.waiting) == 128)
-    other.request(wire.FLUSH, 1)
+    other.request(wire.Command.FLUSH, 1)
     await until(lambda: ("flush",) in bench.disk.seen)
     assert len(bench.disk.waiting) == 129
     bench.disk.answer(10)
@@ -183,17 +183,17 @@ async def test_requests_in_flight_are_bounded(serve: OpenBench) -> None:
     assert sorted([(await client.answer()).handle for _ in range(300)]) == list(range(300))
 
 
-@pytest.mark.parametrize("command", [wire.READ, wire.WRITE])
+@pytest.mark.parametrize("command", [wire.Command.READ, wire.Command.WRITE])
 async def test_bytes_in_flight_are_bounded(serve: OpenBench, monkeypatch: pytest.MonkeyPatch, command: int) -> None:
     """Reads and writes in flight together stay below the limit of bytes; requests without data pass the count."""
     monkeypatch.setattr(nbd_connection, "BYTES_MAX", 64 * 1024)
     bench = await serve(MemoryDisk(SIZE, deferred=True))
     client, other = await bench.client(), await bench.client()
     for handle in range(10):
-        data = b"w" * 16384 if command == wire.WRITE else b""
+        data = b"w" * 16384 if command == wire.Command.WRITE else b""
         client.request(command, handle, 0, 16384, data=data)
     await until(lambda: len(bench.disk.waiting) == 4)
-    other.request(wire.FLUSH, 1)
+    other.request(wire.Command.FLUSH, 1)
     await until(lambda: ("flush",) in bench.disk.seen)
     assert len(bench.disk.waiting) == 5
     while len(bench.disk.seen) < 11 or bench.disk.waiting:
@@ -206,8 +206,8 @@ async def test_an_impossible_length_does_not_wait_for_room(serve: OpenBench) -> 
     """A read of 4 GiB is refused at once instead of waiting for room that never comes."""
     bench = await serve(MemoryDisk(SIZE))
     client = await bench.client()
-    assert (await client.ask(wire.READ, 1, 0, 2**32 - 512)).error == errno.EINVAL
-    assert (await client.ask(wire.READ, 2, 0, 512)).error == 0
+    assert (await client.ask(wire.Command.READ, 1, 0, 2**32 - 512)).error == errno.EINVAL
+    assert (await client.ask(wire.Command.READ, 2, 0, 512)).error == 0
 
 
 async def test_a_client_that_takes_no_replies_is_not_read(serve: OpenBench) -> None:
@@ -217,11 +217,11 @@ async def test_a_client_that_takes_no_replies_is_not_read(serve: OpenBench) -> N
     count = 200
     client.reader._transport.pause_reading()
     for handle in range(count):
-        client.request(wire.READ, handle, 0, 1 << 20)
+        client.request(wire.Command.READ, handle, 0, 1 << 20)
     # One turn takes what the buffer holds; a round trip of the other client shows that it is over.
     await until(lambda: len(bench.disk.seen) > 0)
     for handle in range(50):
-        await other.ask(wire.FLUSH, handle)
+        await other.ask(wire.Command.FLUSH, handle)
     taken = bench.disk.seen.count(("read", 0, 1 << 20))
     assert 0 < taken < 20
     client.reader._transport.resume_reading()
@@ -234,9 +234,9 @@ async def test_a_client_gone_with_requests_in_flight(serve: OpenBench) -> None:
     """Answers for a client that has vanished are dropped; the others go on."""
     bench = await serve(MemoryDisk(SIZE, deferred=True))
     client, other = await bench.client(), await bench.client()
-    client.request(wire.READ, 1, 0, 512)
-    client.request(wire.WRITE, 2, 0, data=b"x" * 512)
-    client.request(wire.TRIM, 3, 0, 512, flags=wire.FLAG_FUA)
+    client.request(wire.Command.READ, 1, 0, 512)
+    client.request(wire.Command.WRITE, 2, 0, data=b"x" * 512)
+    client.request(wire.Command.TRIM, 3, 0, 512, flags=wire.FLAG_FUA)
     await until(lambda: len(bench.disk.waiting) == 3)
     await client.close()
     await until(lambda: bench.export.clients == 1)
@@ -244,7 +244,7 @@ async def test_a_client_gone_with_requests_in_flight(serve: OpenBench) -> None:
     bench.disk.answer()
     bench.disk.deferred = False
     assert bench.disk.seen[-1] == ("flush",)
-    assert (await other.ask(wire.READ, 9, 0, 512)).error == 0
+    assert (await other.ask(wire.Command.READ, 9, 0, 512)).error == 0
     assert bench.logged == []
 
 
@@ -252,7 +252,7 @@ async def test_a_client_gone_in_the_middle_of_a_write(serve: OpenBench) -> None:
     """Half of a write's data never reaches the disk."""
     bench = await serve(MemoryDisk(SIZE))
     client = await bench.client()
-    client.writer.write(wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, wire.WRITE, 1, 0, 1 << 20) + b"x" * 400_000)
+    client.writer.write(wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, wire.Command.WRITE, 1, 0, 1 << 20) + b"x" * 400_000)
     await client.writer.drain()
     client.writer.write_eof()
     assert await client.is_over()
@@ -264,10 +264,10 @@ async def test_disc_waits_for_what_is_in_flight(serve: OpenBench) -> None:
     """After DISC everything in flight is still answered, then the connection ends; much that follows is ignored."""
     bench = await serve(MemoryDisk(SIZE, deferred=True))
     client = await bench.client()
-    client.request(wire.READ, 1, 0, 512)
-    client.request(wire.DISC, 2)
+    client.request(wire.Command.READ, 1, 0, 512)
+    client.request(wire.Command.DISC, 2)
     for _ in range(20):
-        client.request(wire.WRITE, 3, 0, data=b"x" * 32768)
+        client.request(wire.Command.WRITE, 3, 0, data=b"x" * 32768)
     await until(lambda: len(bench.disk.waiting) == 1)
     async with asyncio.timeout(10):
         await client.writer.drain()
@@ -282,7 +282,10 @@ async def test_disc_waits_for_what_is_in_flight(serve: OpenBench) -> None:
     ("message", "why"),
     [
         (b"\0" * 28, "a request begins with 0x0"),
-        (wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, wire.WRITE, 1, 0, (32 << 20) + 512), "a write of 33554944 bytes"),
+        (
+            wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, wire.Command.WRITE, 1, 0, (32 << 20) + 512),
+            "a write of 33554944 bytes",
+        ),
     ],
 )
 async def test_breaches_end_the_connection(serve: OpenBench, message: bytes, why: str) -> None:
@@ -291,7 +294,7 @@ async def test_breaches_end_the_connection(serve: OpenBench, message: bytes, why
     client, other = await bench.client(), await bench.client()
     client.writer.write(message)
     assert await client.is_over()
-    assert (await other.ask(wire.FLUSH, 1)).error == 0
+    assert (await other.ask(wire.Command.FLUSH, 1)).error == 0
     ((event, facts),) = bench.logged
     assert event == "nbd.breach"
     assert why in facts["reason"]
@@ -328,8 +331,8 @@ async def test_a_socket_past_the_handshake(serve: OpenBench) -> None:
     ours, theirs = socket.socketpair()
     bench.export.serve(ours)
     client = NbdClient(*await asyncio.open_unix_connection(sock=theirs))
-    assert await client.ask(wire.WRITE, 1, 512, data=b"k" * 512) == Answer(1, 0, b"")
-    assert await client.ask(wire.READ, 2, 512, 512) == Answer(2, 0, b"k" * 512)
+    assert await client.ask(wire.Command.WRITE, 1, 512, data=b"k" * 512) == Answer(1, 0, b"")
+    assert await client.ask(wire.Command.READ, 2, 512, 512) == Answer(2, 0, b"k" * 512)
     await client.close()
 
 
@@ -342,7 +345,7 @@ async def test_a_disk_that_answers_too_little_loses_the_client(serve: OpenBench)
 
     bench = await serve(Short(SIZE))
     client = await bench.client()
-    client.request(wire.READ, 1, 0, 512)
+    client.request(wire.Command.READ, 1, 0, 512)
     await until(lambda: len(bench.disk.waiting) == 1)
     with pytest.raises(ValueError, match="512 bytes with 1"):
         bench.disk.answer()

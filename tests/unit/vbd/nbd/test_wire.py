@@ -76,14 +76,14 @@ def test_wire_error_keeps_to_the_errors_that_nbd_has(code: int, expected: int) -
 @pytest.mark.parametrize(
     ("command", "flags", "offset", "length"),
     [
-        (wire.READ, 0, 0, 512),
-        (wire.READ, 0, 64 * MIB - 512, 512),
-        (wire.READ, wire.FLAG_FUA, 0, 32 * MIB),
-        (wire.READ, 0, 64 * MIB, 0),
-        (wire.WRITE, wire.FLAG_FUA, 512, 32 * MIB),
-        (wire.TRIM, 0, 0, 64 * MIB),
-        (wire.TRIM, wire.FLAG_FUA, 512, 512),
-        (wire.FLUSH, 0, 0, 0),
+        (wire.Command.READ, 0, 0, 512),
+        (wire.Command.READ, 0, 64 * MIB - 512, 512),
+        (wire.Command.READ, wire.FLAG_FUA, 0, 32 * MIB),
+        (wire.Command.READ, 0, 64 * MIB, 0),
+        (wire.Command.WRITE, wire.FLAG_FUA, 512, 32 * MIB),
+        (wire.Command.TRIM, 0, 0, 64 * MIB),
+        (wire.Command.TRIM, wire.FLAG_FUA, 512, 512),
+        (wire.Command.FLUSH, 0, 0, 0),
     ],
 )
 def test_good_requests_reach_the_disk(command: int, flags: int, offset: int, length: int) -> None:
@@ -94,20 +94,20 @@ def test_good_requests_reach_the_disk(command: int, flags: int, offset: int, len
 @pytest.mark.parametrize(
     ("command", "flags", "offset", "length", "code"),
     [
-        (wire.READ, 0, 64 * MIB, 512, errno.EINVAL),
-        (wire.READ, 0, 2**64 - 512, 1024, errno.EINVAL),
-        (wire.WRITE, 0, 64 * MIB - 512, 1024, errno.ENOSPC),
-        (wire.TRIM, 0, 64 * MIB, 512, errno.EINVAL),
-        (wire.READ, 0, 1, 512, errno.EINVAL),
-        (wire.READ, 0, 0, 511, errno.EINVAL),
-        (wire.WRITE, 0, 256, 512, errno.EINVAL),
-        (wire.TRIM, 0, 0, 100, errno.EINVAL),
-        (wire.READ, 0, 0, 32 * MIB + 512, errno.EINVAL),
-        (wire.WRITE, 0, 0, 32 * MIB + 512, errno.EINVAL),
-        (wire.FLUSH, 0, 512, 0, errno.EINVAL),
-        (wire.FLUSH, 0, 0, 512, errno.EINVAL),
-        (wire.READ, wire.FLAG_DF, 0, 512, errno.EINVAL),
-        (wire.WRITE, 0x8000, 0, 512, errno.EINVAL),
+        (wire.Command.READ, 0, 64 * MIB, 512, errno.EINVAL),
+        (wire.Command.READ, 0, 2**64 - 512, 1024, errno.EINVAL),
+        (wire.Command.WRITE, 0, 64 * MIB - 512, 1024, errno.ENOSPC),
+        (wire.Command.TRIM, 0, 64 * MIB, 512, errno.EINVAL),
+        (wire.Command.READ, 0, 1, 512, errno.EINVAL),
+        (wire.Command.READ, 0, 0, 511, errno.EINVAL),
+        (wire.Command.WRITE, 0, 256, 512, errno.EINVAL),
+        (wire.Command.TRIM, 0, 0, 100, errno.EINVAL),
+        (wire.Command.READ, 0, 0, 32 * MIB + 512, errno.EINVAL),
+        (wire.Command.WRITE, 0, 0, 32 * MIB + 512, errno.EINVAL),
+        (wire.Command.FLUSH, 0, 512, 0, errno.EINVAL),
+        (wire.Command.FLUSH, 0, 0, 512, errno.EINVAL),
+        (wire.Command.READ, wire.FLAG_DF, 0, 512, errno.EINVAL),
+        (wire.Command.WRITE, 0x8000, 0, 512, errno.EINVAL),
         (5, 0, 0, 512, errno.EINVAL),
         (6, 0, 0, 512, errno.EINVAL),
         (7, 0, 0, 512, errno.EINVAL),
@@ -125,11 +125,11 @@ def test_bad_requests_are_refused(command: int, flags: int, offset: int, length:
 def test_df_goes_with_structured_reads_only() -> None:
     """The don't-fragment flag is accepted on READ once structured replies are settled, on nothing else."""
     structured = rules(ALL | TransmissionFlags.SEND_DF)
-    assert structured.refusal(wire.READ, wire.FLAG_DF | wire.FLAG_FUA, 0, 512) is None
-    assert structured.refusal(wire.WRITE, wire.FLAG_DF, 0, 512) is not None
+    assert structured.refusal(wire.Command.READ, wire.FLAG_DF | wire.FLAG_FUA, 0, 512) is None
+    assert structured.refusal(wire.Command.WRITE, wire.FLAG_DF, 0, 512) is not None
 
 
-@pytest.mark.parametrize("command", [wire.WRITE, wire.TRIM])
+@pytest.mark.parametrize("command", [wire.Command.WRITE, wire.Command.TRIM])
 def test_read_only_disks_are_not_written(command: int) -> None:
     """A write or trim of a read-only disk is EPERM, wherever it points."""
     refused = rules(TransmissionFlags.HAS_FLAGS | TransmissionFlags.READ_ONLY).refusal(command, 0, 1, 7)
@@ -138,11 +138,17 @@ def test_read_only_disks_are_not_written(command: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "flags"), [(wire.FLUSH, 0), (wire.TRIM, 0), (wire.WRITE, wire.FLAG_FUA), (wire.READ, wire.FLAG_FUA)]
+    ("command", "flags"),
+    [
+        (wire.Command.FLUSH, 0),
+        (wire.Command.TRIM, 0),
+        (wire.Command.WRITE, wire.FLAG_FUA),
+        (wire.Command.READ, wire.FLAG_FUA),
+    ],
 )
 def test_what_was_not_announced_is_refused(command: int, flags: int) -> None:
     """Flush, trim and FUA are EINVAL on a disk that announced none of them."""
-    length = 0 if command == wire.FLUSH else 512
+    length = 0 if command == wire.Command.FLUSH else 512
     refused = rules(TransmissionFlags.HAS_FLAGS).refusal(command, flags, 0, length)
     assert refused is not None
     assert refused[0] == errno.EINVAL
