@@ -5,6 +5,7 @@ A driver is two classes, one for each end, in a package of its own, named by ent
 """
 
 from xenbusd.bus.backend import BackendDevice
+from xenbusd.bus.counters import Counter, Histogram
 from xenbusd.bus.driver import API_VERSION, Backend, Directories, Frontend, ScriptCall
 from xenbusd.bus.frontend import FrontendDevice
 from xenbusd.bus.link import BackLink, FrontLink
@@ -51,6 +52,7 @@ __all__ = [
     "ConnectionEnded",
     "Copy",
     "CopyBatch",
+    "Counter",
     "Devid",
     "Directories",
     "Domid",
@@ -63,6 +65,7 @@ __all__ = [
     "GrantError",
     "Grants",
     "Gref",
+    "Histogram",
     "Listener",
     "Mapping",
     "NodeType",

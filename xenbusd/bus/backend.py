@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
 
 from xenbusd.bus.channel import Channel
+from xenbusd.bus.counters import Measure
 from xenbusd.bus.device import Device, Services
 from xenbusd.bus.handover import Handover, forget, identity, journal_path
 from xenbusd.bus.link import BackLink, describe
@@ -42,8 +43,10 @@ class BackendDevice(Device):
     _unseen = False
     """libxl made the device, and nothing but time can tell that it has seen its InitWait."""
 
-    def __init__(self, services: Services, id: DeviceId, otherend_path: str | None = None) -> None:
-        super().__init__(services, id, otherend_path)
+    def __init__(
+        self, services: Services, id: DeviceId, otherend_path: str | None = None, measures: Iterable[Measure] = ()
+    ) -> None:
+        super().__init__(services, id, otherend_path, measures)
         self.journal_path = f"{services.run_dir}/{id.log_name}.ring"
         """Of the first ring; `handover.journal_path` tells those of the others. Removed by `close`."""
 
@@ -150,7 +153,7 @@ class BackendDevice(Device):
             for number, (grefs, otherend_port) in enumerate(offers):
                 handover = Handover(journal_path(self.journal_path, number))
                 stack.callback(handover.close)
-                link = await self._open_queue(format, grefs, otherend_port, handover, in_order)
+                link = await self._open_queue(format, number, grefs, otherend_port, handover, in_order)
                 stack.callback(link.close)
                 handovers.append(handover)
                 links.append(link)
@@ -173,6 +176,7 @@ class BackendDevice(Device):
     async def _open_queue(
         self,
         format: RingFormat[Req, Rsp],
+        number: int,
         grefs: Sequence[Gref],
         otherend_port: Port,
         handover: Handover,
@@ -197,7 +201,7 @@ class BackendDevice(Device):
             host.events.unbind(port)
             mapping.unmap()
             raise
-        channel = Channel(self.services.ports, port, self.counters, self.fail)
+        channel = Channel(self.services.ports, port, self.counters.queue(number), self.fail)
         return BackLink(self, ring, channel, host.grants, format, mapping.unmap)
 
     def _adopt(self, handover: Handover, ring_id: int, pages: int, slot_bytes: int) -> Journal:

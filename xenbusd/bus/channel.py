@@ -16,8 +16,9 @@ neither device nor store; everything here happens on the event loop, and nothing
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 
+from xenbusd.bus.counters import Tally
 from xenbusd.bus.ports import Ports
 from xenbusd.ids import Port
 
@@ -34,15 +35,14 @@ class Channel:
     Args:
         ports: delivers the events of all ports of this process.
         port: ours, bound or open; `close` closes it.
-        counters: of the device; "notifications" counts those sent, "throttled" the pauses.
+        tally: where this queue is counted; "notifications" are events sent, "throttled" pauses.
         failed: called with the error that a turn has raised.
     """
 
-    def __init__(
-        self, ports: Ports, port: Port, counters: MutableMapping[str, int], failed: Callable[[Exception], None]
-    ) -> None:
+    def __init__(self, ports: Ports, port: Port, tally: Tally, failed: Callable[[Exception], None]) -> None:
         self.port = port
-        self.counters = counters
+        self.counters = tally.counts
+        self.histograms = tally.histograms
         self.masked = True
         """Whether the port will be silent until `unmask`."""
         self.is_only_active = False
@@ -129,7 +129,7 @@ class Channel:
         if excess <= 0:
             self._events.unmask(self.port)
         else:
-            self.counters["throttled"] = self.counters.get("throttled", 0) + 1
+            self.counters["throttled"] += 1
             self._loop.call_later(min(PAUSE_FIRST_S * 2 ** min(excess, 16), PAUSE_MAX_S), self._unmask_late)
 
     def _unmask_late(self) -> None:

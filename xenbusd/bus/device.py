@@ -6,11 +6,12 @@ import asyncio
 import errno
 import os
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar
 
+from xenbusd.bus.counters import Counters, Measure
 from xenbusd.bus.nodes import Value, encode, keys
 from xenbusd.bus.otherend import Directory, Otherend
 from xenbusd.bus.paths import DeviceId
@@ -75,11 +76,14 @@ class Device(ABC):
         services: what all devices share.
         id: which device.
         otherend_path: the other end's directory, where our own names it; by default where it belongs.
+        measures: the driver's own counters and histograms.
     """
 
     side: ClassVar[Side]
 
-    def __init__(self, services: Services, id: DeviceId, otherend_path: str | None = None) -> None:
+    def __init__(
+        self, services: Services, id: DeviceId, otherend_path: str | None = None, measures: Iterable[Measure] = ()
+    ) -> None:
         self.services = services
         self.store = services.store
         self.id = id
@@ -91,8 +95,11 @@ class Device(ABC):
         self.options: Mapping[str, Any] = services.options.get(id.device_class, {})
         self.log = services.log.bind(device=id.log_name)
         self.timeline = services.timelines.start(id)
-        self.counters: dict[str, int] = {"requests": 0, "bytes": 0, "errors": 0, "notifications": 0}
-        """For `show` and the closing log line; a driver counts here."""
+        self.counters = Counters(measures)
+        """Sums over all queues, for `show` and the closing log line; a driver counts here, or for one queue in its
+        link."""
+        self.histograms = self.counters.histograms
+        """The driver's own, for what belongs to no queue."""
         self.details: Callable[[], dict[str, object]] | None = None
         """More for `show` while connected: the indices of the rings."""
         self.state = State.UNKNOWN

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 from xenbusd.bus.backend import BackendDevice
+from xenbusd.bus.counters import Measure
 from xenbusd.bus.frontend import FrontendDevice
 from xenbusd.bus.paths import parse_number
 from xenbusd.bus.state import Side
@@ -43,6 +44,9 @@ class Driver(ABC, Generic[Dev]):
     device_class: ClassVar[DeviceClass]
     side: ClassVar[Side]
     api_version: ClassVar[int] = API_VERSION
+
+    counters: ClassVar[tuple[Measure, ...]] = ()
+    """What the driver counts besides what the bus does for every device: `Counter`s and `Histogram`s."""
 
     def __init_subclass__(cls, *, device_class: str | None = None, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)

@@ -118,7 +118,7 @@ class FrontendDevice(Device):
         links: list[FrontLink[Req, Rsp]] = []
         with ExitStack() as stack:
             for number in range(queues):
-                link, found = self._open_queue(format, order)
+                link, found = self._open_queue(format, number, order)
                 stack.callback(link.close)
                 links.append(link)
                 offered.update({f"queue-{number}/{key}" if queues > 1 else key: found[key] for key in found})
@@ -129,7 +129,7 @@ class FrontendDevice(Device):
             yield links
 
     def _open_queue(
-        self, format: RingFormat[Req, Rsp], order: int | None
+        self, format: RingFormat[Req, Rsp], number: int, order: int | None
     ) -> tuple[FrontLink[Req, Rsp], dict[str, Value]]:
         """Make one ring and its port, and the keys that tell of them."""
         host, domid = self.services.host, self.otherend.domid
@@ -143,7 +143,7 @@ class FrontendDevice(Device):
         found: dict[str, Value] = {"event-channel": port}
         names = ["ring-ref"] if order is None else [f"ring-ref{page}" for page in range(1 << order)]
         found.update(zip(names, share.grefs, strict=True))
-        channel = Channel(self.services.ports, port, self.counters, self.fail)
+        channel = Channel(self.services.ports, port, self.counters.queue(number), self.fail)
         return FrontLink(self, ring, channel, host.grants, format, share.unshare), found
 
     def _begins(self, seen: Seen) -> bool | None:

@@ -57,7 +57,9 @@ class Link(Generic[AnyRing]):
         self.dev = dev
         self.ring = ring
         self.grants = grants
-        self.counters = dev.counters
+        self.counters = channel.counters
+        """Of this queue: `counters["requests"] += 1`."""
+        self.histograms = channel.histograms
         self.notify = channel.notify
         """Wake the other end."""
         self._channel = channel

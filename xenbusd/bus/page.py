@@ -58,7 +58,9 @@ class PageLink:
         self.dev = dev
         self.page = page
         self.grants = grants
-        self.counters = dev.counters
+        self.counters = channel.counters
+        """Of this queue: `counters["requests"] += 1`."""
+        self.histograms = channel.histograms
         self.notify = channel.notify
         """Wake the other end."""
         self._channel = channel
@@ -211,7 +213,7 @@ async def connect_page(dev: BackendDevice) -> AsyncIterator[BackPage]:
     except BaseException:
         mapping.unmap()
         raise
-    channel = Channel(dev.services.ports, port, dev.counters, dev.fail)
+    channel = Channel(dev.services.ports, port, dev.counters.queue(0), dev.fail)
     link = BackPage(dev, mapping.view, channel, host.grants, mapping.unmap, note, identity(grefs, otherend_port))
     try:
         if dev.adopted:
@@ -253,7 +255,7 @@ async def offer_page(dev: FrontendDevice, **requested: Value) -> AsyncIterator[P
         share.unshare()
         raise
     link = PageLink(
-        dev, share.view, Channel(dev.services.ports, port, dev.counters, dev.fail), host.grants, share.unshare
+        dev, share.view, Channel(dev.services.ports, port, dev.counters.queue(0), dev.fail), host.grants, share.unshare
     )
     try:
         dev.timeline.record("frontend", "write ring/channel details")

@@ -37,7 +37,7 @@ class Scan:
     def __init__(
         self,
         services: Services,
-        driver: Callable[[], Driver[Any]],
+        driver: type[Driver[Any]],
         device_class: DeviceClass,
         side: Side,
         is_ours: Callable[[DeviceId], Awaitable[bool]] | None = None,
@@ -181,7 +181,7 @@ class Scan:
 
     def _start(self, path: str, id: DeviceId, otherend_path: str) -> None:
         kind = BackendDevice if self.side is Side.BACKEND else FrontendDevice
-        dev = kind(self.services, id, otherend_path)
+        dev = kind(self.services, id, otherend_path, self._driver.counters)
         dev.log.debug("device.appeared", side=self.side.value)
         self._known[path] = dev
         self.supervisor.start(dev, self._driver())

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-from xenbusd.control.records import ControlError, Record, flat
+from xenbusd.control.records import ControlError, Record, flat, optional
 
 VERSION = 1
 
@@ -84,11 +84,15 @@ class DeviceSummary(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceDetails(DeviceSummary):
-    """The same with both directories in the store, and what the rings say while the device is connected."""
+    """The same with both directories in the store, and what the rings say while the device is connected.
+
+    `histograms` has the driver's, by name, if it declares any: `bounds`, `counts` (one more than bounds) and `total`.
+    """
 
     path: str
     otherend_path: str
     ring: Mapping[str, Any]
+    histograms: Mapping[str, Any] | None = optional()
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
 from typing import Any, Protocol
 
 from xenbusd.bus.device import Device, Services
@@ -85,7 +86,13 @@ class OwnDevices:
         for dev in self._daemon.devices:
             if str(dev.id) == device:
                 ring = dev.details() if dev.details is not None else {}
-                return DeviceDetails(**_summary(dev), path=dev.path, otherend_path=dev.otherend.path, ring=ring)
+                return DeviceDetails(
+                    **_summary(dev),
+                    path=dev.path,
+                    otherend_path=dev.otherend.path,
+                    ring=ring,
+                    histograms=_histograms(dev),
+                )
         return None
 
     async def timeline(self, device: str) -> DeviceTimeline | None:
@@ -113,6 +120,11 @@ class OwnDevices:
             yield
         finally:
             listeners.discard(listener)
+
+
+def _histograms(dev: Device) -> dict[str, Any] | None:
+    shown = {name: asdict(histogram) for name, histogram in dev.counters.snapshot().histograms.items()}
+    return shown or None
 
 
 def _summary(dev: Device) -> dict[str, Any]:

@@ -23,6 +23,11 @@ def flat() -> Any:
     return field(default_factory=dict, metadata={"flat": True})
 
 
+def optional() -> Any:
+    """A dataclass field that is left out of the JSON object while it is None."""
+    return field(default=None, metadata={"optional": True})
+
+
 class Record:
     """Base of all that travels. Subclasses are frozen dataclasses."""
 
@@ -33,7 +38,7 @@ class Record:
             value = getattr(self, each.name)
             if each.metadata.get("flat"):
                 known.update(value)
-            else:
+            elif value is not None or not each.metadata.get("optional"):
                 known[each.name] = _plain(value)
         return known
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable
 
 import pytest
 
 from tests.doubles.events import FakePorts
 from xenbusd.bus.channel import SPURIOUS_MAX, Channel
+from xenbusd.bus.counters import COMMON, Tally
 from xenbusd.ids import Port
 
 
@@ -18,9 +18,10 @@ class Fixture:
 
     def __init__(self) -> None:
         self.ports = FakePorts()
-        self.counters: Counter[str] = Counter()
+        self.tally = Tally(COMMON)
+        self.counters = self.tally.counts
         self.errors: list[Exception] = []
-        self.channel = Channel(self.ports, Port(7), self.counters, self.errors.append)
+        self.channel = Channel(self.ports, Port(7), self.tally, self.errors.append)
         self.turns: list[str] = []
         self.more: dict[str, int] = {}
 
@@ -97,7 +98,7 @@ async def test_spurious_events_are_throttled(fixture: Fixture) -> None:
     for _ in range(SPURIOUS_MAX - 1):
         fixture.ports.deliver(7)
     assert len(fixture.ports.acts) == SPURIOUS_MAX
-    assert "throttled" not in fixture.counters
+    assert fixture.counters["throttled"] == 0
     unmasked = asyncio.Event()
     fixture.ports.on("unmask", 7, unmasked.set)
     fixture.ports.deliver(7)
@@ -123,7 +124,7 @@ async def test_a_listener_unmasks_by_itself(fixture: Fixture) -> None:
 
 async def test_is_only_active(fixture: Fixture) -> None:
     """Another port's work since our last turn means that others are at work, too."""
-    other = Channel(fixture.ports, Port(8), fixture.counters, fixture.errors.append)
+    other = Channel(fixture.ports, Port(8), fixture.tally, fixture.errors.append)
     seen = []
     fixture.channel.attach(lambda: seen.append(fixture.channel.is_only_active) or False)
     other.attach(lambda: False)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
 from tests.doubles.events import FakePorts
 from xenbusd.bus.channel import Channel
+from xenbusd.bus.counters import COMMON, Tally
 from xenbusd.bus.link import BackLink
 from xenbusd.ids import Port
 from xenbusd.ring.layout import Raw, RingFormat
@@ -57,7 +57,7 @@ class Fixture:
         self.ports = FakePorts()
         self.ports.on("unmask", 7, lambda: self.acts.append("unmask"))
         self.errors: list[BaseException] = []
-        channel = Channel(self.ports, Port(7), Counter(), self.errors.append)
+        channel = Channel(self.ports, Port(7), Tally(COMMON), self.errors.append)
         dev: Any = SimpleNamespace(counters=channel.counters)
         ring: Any = self.ring
         grants: Any = None

@@ -11,6 +11,7 @@ import pytest
 
 from tests.doubles.events import FakePorts
 from xenbusd.bus.channel import Channel
+from xenbusd.bus.counters import COMMON, Tally
 from xenbusd.bus.page import BackPage
 from xenbusd.errors import ConnectionEnded
 from xenbusd.ids import Port
@@ -27,8 +28,8 @@ class Page:
     def __init__(self, path: Path, identity: int) -> None:
         self.ports = FakePorts()
         self.released = 0
-        dev: Any = SimpleNamespace(counters={}, details=None)
-        channel = Channel(self.ports, Port(5), dev.counters, lambda _: None)
+        dev: Any = SimpleNamespace(details=None)
+        channel = Channel(self.ports, Port(5), Tally(COMMON), lambda _: None)
         note = os.open(path, os.O_RDWR | os.O_CREAT)
         grants: Any = None
         self.link = BackPage(dev, memoryview(bytearray(4096)), channel, grants, self.release, note, identity)

@@ -1,0 +1,207 @@
+"""What a device counts, queue by queue: declared counters and histograms, and snapshots of them. Pure.
+
+What is counted is declared once, with its unit and its meaning: by the bus for every class (`COMMON`), by a driver for
+its own in its class body:
+
+    class VifBackend(Backend, device_class="vif"):
+        counters = (
+            Counter("dropped", "packets", "not delivered, for want of a slot in the guest's ring"),
+            Histogram("batch", "packets", "delivered by one notification", bounds=(1, 4, 16, 64)),
+        )
+
+and counted on the data path, in what each link has of its own: `link.counters["dropped"] += 1` is one step in a plain
+dict, `link.histograms["batch"].add(count)` a bisection. A driver that has no link at hand counts in `dev.counters` and
+`dev.histograms`. A name that was not declared is a KeyError.
+
+`dev.counters` shows the sums over the device and all its queues; they go on over reconnects. Whoever exports them takes
+a `Snapshot`, of the device or of one queue. What format they are exported in is no business of drivers.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Counter:
+    """Something that is counted, and never decreases.
+
+    Args:
+        name: an identifier in small letters, unique for the device.
+        unit: what one is, in the plural: "requests", "bytes".
+        help: what they have in common, to be read after the unit: "taken from the ring".
+        rare: leave it out where it is 0.
+    """
+
+    name: str
+    unit: str
+    help: str
+    rare: bool = False
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Values of which it is of interest how large they are.
+
+    Args:
+        name, unit, help: as for `Counter`.
+        bounds: upper bounds of the buckets, each included in its bucket, ascending; one more bucket takes what is above
+            the last.
+    """
+
+    name: str
+    unit: str
+    help: str
+    bounds: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.bounds or list(self.bounds) != sorted(set(self.bounds)):
+            raise ValueError(f"histogram {self.name}: bounds must ascend, and there must be one: {self.bounds}")
+
+
+Measure = Counter | Histogram
+
+COMMON: tuple[Measure, ...] = (
+    Counter("requests", "requests", "taken from the ring, or sent"),
+    Counter("bytes", "bytes", "moved for requests"),
+    Counter("errors", "requests", "that failed"),
+    Counter("notifications", "events", "sent to the other end"),
+    Counter("throttled", "events", "answered late, because too many of the other end's brought no work", rare=True),
+)
+"""Counted for every device."""
+
+
+@dataclass(frozen=True)
+class HistogramSnapshot:
+    """A histogram at one moment.
+
+    `counts` has one number for each of `bounds` and one for what is above; `total` is the sum of all values.
+    """
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    total: float
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What had been counted at one moment, by name, in the order of declaration; rare counters at 0 are left out."""
+
+    counters: Mapping[str, int]
+    histograms: Mapping[str, HistogramSnapshot]
+
+
+class Distribution:
+    """A histogram that is being filled."""
+
+    __slots__ = ("_bounds", "_counts", "_total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._total: float = 0
+
+    def add(self, value: float) -> None:
+        """Count one value."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._total += value
+
+    def snapshot(self) -> HistogramSnapshot:
+        """Return what it holds now."""
+        return HistogramSnapshot(self._bounds, tuple(self._counts), self._total)
+
+
+class Tally:
+    """What is counted in one place: for one queue, or for the device outside its queues.
+
+    Args:
+        measures: what there is to count.
+    """
+
+    __slots__ = ("counts", "histograms")
+
+    def __init__(self, measures: Iterable[Measure]) -> None:
+        self.counts: dict[str, int] = {}
+        self.histograms: dict[str, Distribution] = {}
+        for measure in measures:
+            if isinstance(measure, Counter):
+                self.counts[measure.name] = 0
+            else:
+                self.histograms[measure.name] = Distribution(measure.bounds)
+
+
+class Counters(MutableMapping[str, int]):
+    """The counters of a device: a mapping of sums over the device and its queues.
+
+    A rare counter at 0 is not in it, but can be read and counted all the same, as in a `collections.Counter`.
+
+    Args:
+        declared: the driver's own, besides `COMMON`.
+
+    Raises:
+        ValueError: a name is declared twice.
+    """
+
+    def __init__(self, declared: Iterable[Measure] = ()) -> None:
+        measures = (*COMMON, *declared)
+        self._measures = {measure.name: measure for measure in measures}
+        if len(self._measures) < len(measures):
+            raise ValueError(f"a name is declared twice: {', '.join(measure.name for measure in measures)}")
+        self._own = Tally(measures)
+        self._queues: dict[int, Tally] = {}
+
+    @property
+    def histograms(self) -> Mapping[str, Distribution]:
+        """Histograms of the device, for what belongs to no queue."""
+        return self._own.histograms
+
+    @property
+    def queues(self) -> list[int]:
+        """The numbers of the queues that there have been."""
+        return sorted(self._queues)
+
+    def queue(self, number: int) -> Tally:
+        """What is counted for one queue; the same object for the same number, whatever connection it is."""
+        if number not in self._queues:
+            self._queues[number] = Tally(self._measures.values())
+        return self._queues[number]
+
+    def snapshot(self, queue: int | None = None) -> Snapshot:
+        """Return what has been counted.
+
+        Args:
+            queue: the number of a queue; None: the whole device.
+        """
+        tallies = [self._own, *self._queues.values()] if queue is None else [self.queue(queue)]
+        counters, histograms = {}, {}
+        for name, measure in self._measures.items():
+            if isinstance(measure, Histogram):
+                histograms[name] = _sum([tally.histograms[name].snapshot() for tally in tallies])
+            elif (count := sum(tally.counts[name] for tally in tallies)) or not measure.rare:
+                counters[name] = count
+        return Snapshot(counters, histograms)
+
+    def __getitem__(self, name: str) -> int:
+        return sum(tally.counts[name] for tally in (self._own, *self._queues.values()))
+
+    def __setitem__(self, name: str, value: int) -> None:
+        self._own.counts[name] += value - self[name]
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError(f"{name} was declared: it cannot be deleted")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.snapshot().counters
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.snapshot().counters)
+
+    def __len__(self) -> int:
+        return len(self.snapshot().counters)
+
+
+def _sum(parts: list[HistogramSnapshot]) -> HistogramSnapshot:
+    columns = zip(*(part.counts for part in parts), strict=True)
+    return HistogramSnapshot(parts[0].bounds, tuple(map(sum, columns)), sum(part.total for part in parts))
