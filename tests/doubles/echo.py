@@ -71,3 +71,8 @@ async def half(machine: Machine, devid: int = 0) -> Half:
     id = machine.id("echo", GUEST, devid)
     await machine.attach(id)
     return Half(machine, id, back, guest, Peer(guest, id))
+
+
+async def held_by_backend(echo: Half) -> int:
+    """Pages of the guest that the backend has mapped."""
+    return echo.machine.holdings(GUEST).grants_mapped

@@ -9,7 +9,9 @@ from contextlib import suppress
 from typing import TypeVar
 
 from xenbusd.errors import StoreLost
+from xenbusd.store.client import StoreClient
 from xenbusd.store.endpoint import Endpoint
+from xenbusd.store.watch import Watch
 from xenbusd.store.wire import HEADER, Message, Op
 
 DEADLINE_S = 20
@@ -143,3 +145,13 @@ class ScriptedStore:
         """End every connection."""
         for sock in self._sockets:
             sock.close()
+
+
+async def watching(client: StoreClient, peer: Peer, path: str, **how: object) -> Watch:
+    """Register a watch, its first event over."""
+    asked = asyncio.ensure_future(client.watch(path, **how))  # type: ignore[arg-type]  # depth, wake
+    token = await peer.watch(path)
+    watch = await asked
+    await peer.event(path, token)
+    assert await result(watch.wait()) == {path}
+    return watch
