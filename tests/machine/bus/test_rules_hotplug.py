@@ -14,10 +14,11 @@ from tests.doubles.echo import GUEST, ask
 from tests.doubles.nodes import error_node, mark_as_libxl_s
 from xenbusd import log, toolstack
 from xenbusd.api import Backend, BackendDevice
+from xenbusd.bus.driver import ScriptCall
 from xenbusd.bus.state import State
 from xenbusd.errors import OtherendTimeout
 from xenbusd.hotplug import ScriptRunner
-from xenbusd.ids import DOM0
+from xenbusd.ids import DOM0, Devid, Domid
 from xenbusd.testing import Machine, Peer
 from xenbusd.testing.machine import DEADLINE_S
 from xenbusd_echo.backend import EchoBackend
@@ -119,13 +120,18 @@ async def test_t24_the_interface_exists_before_init_wait(machine: Machine, tmp_p
     """T24: a vif's script begins as soon as 2 is seen and needs the interface: until the driver has made it, the state
     stays 1 and no script runs, though the frontend is ready."""
     made = asyncio.Event()
-    script = Script(tmp_path)
 
     class SlowVif(Backend, device_class="vif"):
+        @classmethod
+        def script_call(cls, action: str, domid: Domid, devid: Devid) -> ScriptCall:
+            del domid, devid
+            return ScriptCall(("online" if action == "add" else "offline", "type_if=vif"))
+
         async def run(self, dev: BackendDevice) -> None:
             await made.wait()
             await dev.advertise(feature_rx_copy=1)
 
+    script = Script(tmp_path, SlowVif)
     back = await machine.start(DOM0, SlowVif, hotplug=script.runner)
     peer = Peer(await machine.start(GUEST), machine.id("vif"))
     await machine.attach(peer.id, {"script": str(script.path), "hotplug-status": ""})
@@ -148,7 +154,7 @@ class Script:
     The test plays the part of its xenstore-write, so that Xen's tools are not needed here.
     """
 
-    def __init__(self, folder: Path, *, status: int = 0) -> None:
+    def __init__(self, folder: Path, *drivers: type[Backend], status: int = 0) -> None:
         self.path = folder / "script"
         self._calls = folder / "calls"
         self._environ = folder / "environ"
@@ -159,7 +165,9 @@ class Script:
             f'echo "no bridge $word" >&2\nexit {status}\n'
         )
         self.path.chmod(0o755)
-        self.runner = ScriptRunner(store_socket=None, log=log.get())
+        self.runner = ScriptRunner(
+            store_socket=None, log=log.get(), drivers={driver.device_class: driver for driver in drivers}
+        )
 
     async def meet(self, then: Callable[[], Any] | None = None) -> None:
         """Wait until a run of the script has begun; do something; let it end."""
