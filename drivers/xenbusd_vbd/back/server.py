@@ -31,9 +31,6 @@ CHUNK_BYTES = 256 << 10
 """Bytes moved after which answers are published, even if they are fewer than CHUNK: large requests take long, and a
 frontend has few of them under way."""
 
-POLLS = 1000
-"""Polls of the ring for one more request before answers are published, where `BatchSize` expects one: some 20 us."""
-
 
 class BlockServer:
     """Answers one ring's requests.
@@ -90,7 +87,7 @@ class BlockServer:
             if count:
                 left -= count
                 fast = self._serve(run, count, fast)
-            elif polls and fast is not None and self._batch.worth_waiting(self._gathered) and ring.poll(POLLS):
+            elif polls and fast is not None and self._batch.worth_waiting(self._gathered) and ring.poll():
                 polls -= 1
             else:
                 break
