@@ -16,11 +16,14 @@ from xenbusd_vbd.options import check
 from xenbusd_vbd.protocol import SECTOR, X86_64
 
 SETTLE_S = 5.0
-"""How long requests in the rings may take once the backend has asked us to close."""
+"""How long requests in the rings may take after the backend has asked to close."""
 
 
 class VbdFrontend(Frontend, device_class="vbd"):
-    """Offer one disk. The export and its clients outlive the rings, for as long as the device is there."""
+    """Offer one disk. The export and its clients outlive the rings; they last as long as the device."""
+
+    disk: RingDisk | None = None
+    """The disk, from the first connection on."""
 
     @classmethod
     def check_options(cls, options: Mapping[str, object]) -> None:
@@ -28,12 +31,11 @@ class VbdFrontend(Frontend, device_class="vbd"):
         check(options)
 
     def __init__(self) -> None:
-        self._disk: RingDisk | None = None
         self._export: NbdExport | None = None
         self._device: NbdDevice | None = None
 
     async def run(self, dev: FrontendDevice) -> None:
-        """Live through one connection: offer rings and data pages, learn the disk's geometry, pass requests on."""
+        """Serve one connection: offer rings and data pages, read the disk's geometry, and pass requests on."""
         wanted, pages = int(dev.options.get("queues", 1)), int(dev.options.get("pages", PAGES))
         wanted_order = int(dev.options.get("ring_page_order", 0))
         await dev.backend_ready()
@@ -45,14 +47,14 @@ class VbdFrontend(Frontend, device_class="vbd"):
         ) as links:
             geometry = await read_geometry(dev)
             pool = PagePool.share(links[0].grants, dev.otherend.domid, pages, PAGES_LEAST)
-            disk = self._disk = self._disk or RingDisk(geometry)
+            disk = self.disk = self.disk or RingDisk(geometry)
             following: asyncio.Task[None] | None = None
             try:
                 attached = disk.attach(links, X86_64, pool, geometry, limits.indirect_segments)
-                await self._offer_to_programs(dev, disk)
+                await self.offer_to_programs(dev, disk)
                 await dev.connected()
-                for link, queue in zip(links, attached, strict=True):
-                    link.start(queue.drain)
+                for link, ring in zip(links, attached, strict=True):
+                    link.start(ring.drain)
                 following = asyncio.create_task(self._follow(dev, disk))
                 await dev.until_ended()
                 if not await disk.settle(SETTLE_S):
@@ -63,9 +65,11 @@ class VbdFrontend(Frontend, device_class="vbd"):
                 disk.detach()
                 pool.close()
 
-    async def _offer_to_programs(self, dev: FrontendDevice, disk: RingDisk) -> None:
+    async def offer_to_programs(self, dev: FrontendDevice, disk: RingDisk) -> None:
+        """Export the disk, or tell the export of its size now. Called for each connection, before it is Connected; for
+        a subclass to override that uses the disk itself."""
         if self._export is not None:
-            await self._resized(dev, self._export)  # with another backend's disk, or the same that has grown meanwhile
+            await self._resized(dev, self._export)  # the disk may be another backend's, or have grown meanwhile
             return
         name = await dev.own.read("virtual-device", unsigned(), default=int(dev.id.devid))
         self._export = NbdExport(disk, name=f"vbd-{name}", log=dev.log.warning)
@@ -74,7 +78,7 @@ class VbdFrontend(Frontend, device_class="vbd"):
             await self._attach_to_kernel(dev, self._export)
 
     async def _attach_to_kernel(self, dev: FrontendDevice, export: NbdExport) -> None:
-        """Make the disk a block device of this domain; without one, it still has its socket."""
+        """Make the disk a block device of this domain. If that fails, the disk is served on its socket all the same."""
         try:
             self._device = await NbdDevice.attach(export)
         except NbdDeviceError as error:
@@ -83,7 +87,7 @@ class VbdFrontend(Frontend, device_class="vbd"):
             dev.log.info("nbd.attached", path=self._device.path)
 
     async def _follow(self, dev: FrontendDevice, disk: RingDisk) -> None:
-        """Follow the disk's size: the backend writes it anew, and its state with the same value (T34)."""
+        """Follow the disk's size: the backend writes it again, and then its state, unchanged (T34)."""
         try:
             async for _ in dev.changes():
                 sectors = await dev.otherend.read("sectors", unsigned(SECTORS_MAX), default=0)
@@ -97,7 +101,7 @@ class VbdFrontend(Frontend, device_class="vbd"):
         if new == old:
             return
         disk.resize(new)
-        if new < old:  # who has it open keeps what it knows; the backend refuses what is not there any more
+        if new < old:  # programs keep the size they know; the backend refuses requests behind the new end
             dev.log.warning("disk.shrunk", old_sectors=old, new_sectors=new)
         else:
             dev.log.info("disk.grown", old_sectors=old, new_sectors=new)
@@ -105,19 +109,19 @@ class VbdFrontend(Frontend, device_class="vbd"):
             await self._resized(dev, self._export)
 
     async def _resized(self, dev: FrontendDevice, export: NbdExport) -> None:
-        """Tell the export's clients, as far as they can be told; the kernel's device only grows."""
-        told = export.size_bytes
+        """Offer the export's next clients the new size. The kernel's device is told at once, if the disk has grown."""
+        before = export.size_bytes
         export.refresh()
-        if self._device is not None and export.size_bytes > told:
+        if self._device is not None and export.size_bytes > before:
             try:
                 await self._device.resize()
             except NbdDeviceError as error:
                 dev.log.warning("nbd.failed", error=str(error))
 
     async def close(self) -> None:
-        """The device is gone: fail what is left, and end the block device and the export."""
-        if self._disk is not None:
-            self._disk.die()
+        """The device is gone: fail the requests that are left, and end the block device and the export."""
+        if self.disk is not None:
+            self.disk.die()
         if self._device is not None:
             await self._device.detach()
         if self._export is not None:

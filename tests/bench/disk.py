@@ -15,11 +15,8 @@ from machine import Machine, cpu_s, machine
 
 from xenbusd import log, toolstack
 from xenbusd.api import FrontendDevice
-from xenbusd.bus.device import Services
 from xenbusd.bus.paths import DeviceId
-from xenbusd.bus.ports import Ports
-from xenbusd.bus.scan import Scan
-from xenbusd.bus.state import Side
+from xenbusd.bus.runtime import Runtime
 from xenbusd.host.sim.client import SimHost
 from xenbusd.ids import DeviceClass, Devid, Domid
 from xenbusd.process.loop import run
@@ -35,14 +32,14 @@ LATENCY_REQUESTS = 20_000
 
 
 class BenchFrontend(VbdFrontend):
-    """The vbd frontend with its disk handed to us instead of to an NBD export."""
+    """The vbd frontend, which shows its disk to the benchmark instead of exporting it."""
 
-    disk: asyncio.Future[RingDisk]
+    shown: asyncio.Future[RingDisk]
 
-    async def _offer_to_programs(self, dev: FrontendDevice, disk: RingDisk) -> None:
+    async def offer_to_programs(self, dev: FrontendDevice, disk: RingDisk) -> None:
         del dev
-        if not self.disk.done():
-            self.disk.set_result(disk)
+        if not self.shown.done():
+            self.shown.set_result(disk)
 
 
 def measure() -> Iterator[tuple[str, str, str, bool | None]]:
@@ -78,17 +75,24 @@ def measure() -> Iterator[tuple[str, str, str, bool | None]]:
 
 async def _measure(host: Machine, image: str, backend_pid: int) -> tuple[list[float], list[float], list[float]]:
     loop = asyncio.get_running_loop()
-    BenchFrontend.disk = loop.create_future()
+    BenchFrontend.shown = loop.create_future()
     id = DeviceId(DeviceClass("vbd"), Domid(1), Devid(51712))
-    with closing(SimHost(host.path, Domid(1))) as door:
-        async with StoreClient(door.store, window=16) as store, StoreClient(unix_endpoint(host.store)) as dom0:
-            services = Services(store, door, Ports(door.events), Domid(1), log.get(), run_dir=str(host.folder))
-            services.ports.start()
-            scan = Scan(services, BenchFrontend, DeviceClass("vbd"), Side.FRONTEND)
-            task = asyncio.create_task(scan.run())
+    with closing(SimHost(host.path, Domid(1))) as guest:
+        async with StoreClient(guest.store, window=16) as store, StoreClient(unix_endpoint(host.store)) as dom0:
+            runtime = Runtime(
+                store,
+                guest,
+                [BenchFrontend],
+                domid=Domid(1),
+                log=log.get(),
+                run_dir=str(host.folder),
+                owns_run_dir=False,
+                options={},
+            )
+            runtime.start()
             await toolstack.attach(dom0, id, {"params": image, "mode": "r"}, {"virtual-device": "51712"})
             await toolstack.wait_connected(dom0, id)
-            disk = await BenchFrontend.disk
+            disk = await BenchFrontend.shown
             await _load(disk, DEPTH, 0.5)  # until the pages are mapped
             rates, cpu_us = [], []
             for _ in range(ROUNDS):
@@ -97,10 +101,7 @@ async def _measure(host: Machine, image: str, backend_pid: int) -> tuple[list[fl
                 rates.append(requests / seconds)
                 cpu_us.append((cpu_s(backend_pid) - before) / requests * 1e6)
             latencies = await _latencies(disk, LATENCY_REQUESTS)
-            await scan.supervisor.stop()
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            services.ports.stop()
+            await runtime.stop()
     return rates, cpu_us, latencies
 
 

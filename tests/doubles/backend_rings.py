@@ -10,8 +10,8 @@ from typing import Any
 from tests.doubles.ring_pair import FakeLink, RingPair
 from xenbusd.grants.pool import PagePool
 from xenbusd.ids import PAGE_SIZE
+from xenbusd_vbd.front.block_ring import BlockRing
 from xenbusd_vbd.front.geometry import Geometry
-from xenbusd_vbd.front.queue import BlockQueue
 from xenbusd_vbd.front.ring_disk import RingDisk
 from xenbusd_vbd.protocol import FLUSH_DISKCACHE, INDIRECT, OKAY, READ, SEGMENT_BYTES, Request, expand
 
@@ -51,7 +51,7 @@ class Ring(RingPair):
         self.pages = pages or Pages()
         self.memory = self.pages.memory
         self.link = FakeLink(self.front)
-        self.queue: BlockQueue | None = None
+        self.block_ring: BlockRing | None = None
 
     def attach(self, disk: RingDisk, geometry: Geometry = GEOMETRY, *, indirect: int = 0) -> None:
         """Give it to a disk."""
@@ -59,8 +59,8 @@ class Ring(RingPair):
 
     def drain(self) -> bool:
         """Let the disk take the answers."""
-        assert self.queue is not None
-        return self.queue.drain()
+        assert self.block_ring is not None
+        return self.block_ring.drain()
 
     def requests(self) -> list[Request]:
         """Take the requests that are published; an indirect one as what it stands for."""
@@ -101,9 +101,9 @@ class Ring(RingPair):
 def attach(rings: list[Ring], disk: RingDisk, geometry: Geometry = GEOMETRY, *, indirect: int = 0) -> None:
     """Give several rings, which share their pages, to a disk."""
     links: list[Any] = [ring.link for ring in rings]
-    queues = disk.attach(links, rings[0].abi, rings[0].pages.pool, geometry, indirect)
-    for ring, queue in zip(rings, queues, strict=True):
-        ring.queue = queue
+    block_rings = disk.attach(links, rings[0].abi, rings[0].pages.pool, geometry, indirect)
+    for ring, block_ring in zip(rings, block_rings, strict=True):
+        ring.block_ring = block_ring
 
 
 def on_disk(sector: int, sectors: int) -> bytes:

@@ -24,18 +24,18 @@ DEVID = 51712
 class Pair:
     """A real backend and a real frontend, whose disk the test uses as the NBD export does."""
 
-    def __init__(self, machine: Machine, back: Process, guest: Process, id: DeviceId, queues: list[RingDisk]) -> None:
+    def __init__(self, machine: Machine, back: Process, guest: Process, id: DeviceId, frontend: VbdFrontend) -> None:
         self.machine = machine
         self.back = back
         self.guest = guest
         self.id = id
-        self._queues = queues
+        self.frontend = frontend
 
     @property
-    def queue(self) -> RingDisk:
+    def ring_disk(self) -> RingDisk:
         """The frontend's disk."""
-        (queue,) = self._queues
-        return queue
+        assert self.frontend.disk is not None
+        return self.frontend.disk
 
     async def read(self, offset: int, length: int) -> bytes:
         """Read, and wait for it."""
@@ -45,7 +45,7 @@ class Pair:
             data = b"".join(pieces)
             done.set_exception(OSError(error, os.strerror(error))) if error else done.set_result(data)
 
-        self.queue.read(offset, length, finish)
+        self.ring_disk.read(offset, length, finish)
         return await done
 
     async def do(self, start: Callable[..., None], *arguments: Any) -> int:
@@ -56,7 +56,7 @@ class Pair:
 
     async def write(self, offset: int, data: bytes, *, fua: bool = False) -> int:
         """Write, and wait for it."""
-        return await self.do(self.queue.write, offset, memoryview(data), fua)
+        return await self.do(self.ring_disk.write, offset, memoryview(data), fua)
 
 
 @asynccontextmanager
@@ -77,25 +77,25 @@ async def pair(
         front: options of the frontend's driver.
         back: options of the backend's.
     """
-    queues: list[RingDisk] = []
+    frontends: list[VbdFrontend] = []
 
-    class Observed(VbdFrontend, device_class="vbd"):
-        """The real frontend, which shows its queue."""
+    class Listed(VbdFrontend, device_class="vbd"):
+        """The real frontend, whose instances the test finds in a list."""
 
-        def __setattr__(self, name: str, value: Any) -> None:
-            super().__setattr__(name, value)
-            if isinstance(value, RingDisk) and value not in queues:
-                queues.append(value)
+        def __init__(self) -> None:
+            super().__init__()
+            frontends.append(self)
 
     await machine.start(GUEST)  # the domain lives as long as the test
-    guest = await machine.start(GUEST, Observed, options={"vbd": {"nbd_device": False, **(front or {})}})
+    guest = await machine.start(GUEST, Listed, options={"vbd": {"nbd_device": False, **(front or {})}})
     dom0 = await machine.start(DOM0, VbdBackend, options={"vbd": back or {}})
     before, files = await machine.snapshot(), os.listdir(guest.services.run_dir)
     id = machine.id("vbd", devid=DEVID)
     await machine.attach(id, {"params": str(image), "mode": mode})
     await machine.connected(id)
     async with asyncio.timeout(DEADLINE_S):
-        yield Pair(machine, dom0, guest, id, queues)
+        [frontend] = frontends
+        yield Pair(machine, dom0, guest, id, frontend)
     await machine.detach(id)
     for process in machine.processes:
         if process.alive:

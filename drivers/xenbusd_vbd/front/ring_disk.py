@@ -1,10 +1,11 @@
-"""A disk made of rings: the `Disk` of an NBD export. Splits requests, spreads them over the queues, and survives them.
+"""A disk made of rings: the `Disk` of an NBD export. It splits requests, spreads them over rings, and outlives those.
 
 When the rings are lost (the backend was restarted) and others are attached, every request without an answer goes to the
-new ones before anything newer does, as blkfront does after a migration.
+new rings before anything newer does, as blkfront does after a migration.
 
-All queues take from one line of waiting requests, each time the one with most room first. Nothing is promised of the
-order between two requests under way, so a flush may go through any queue: what it covers was answered before.
+All rings, one for each queue of the device, take from one line of waiting requests, the one with most room first.
+Nothing is promised of the order between two requests under way, so a flush may go through any ring: the writes that it
+covers were answered before.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from dataclasses import replace
 from operator import attrgetter
 
 from xenbusd.api import PAGE_SIZE, FrontLink, PagePool, Raw
+from xenbusd_vbd.front.block_ring import CHUNK, BlockRing, Done, Shadow
 from xenbusd_vbd.front.geometry import Geometry
 from xenbusd_vbd.front.pool import largest_request
-from xenbusd_vbd.front.queue import CHUNK, BlockQueue, Done, Shadow
 from xenbusd_vbd.protocol import (
     DISCARD,
     FLUSH_DISKCACHE,
@@ -36,7 +37,7 @@ DISCARD_BYTES_MAX = 1 << 30
 """The largest single discard that we send."""
 
 PREFERRED_MAX = 1 << 20
-"""A physical sector larger than this is not to be believed."""
+"""Bytes of the largest physical sector that is believed."""
 
 
 class RingDisk:
@@ -49,7 +50,7 @@ class RingDisk:
     def __init__(self, geometry: Geometry) -> None:
         self._geometry = geometry
         self._loop = asyncio.get_running_loop()
-        self._queues: list[BlockQueue] = []
+        self._rings: list[BlockRing] = []
         self._waiting: deque[Shadow] = deque()
         self._most_sectors = SEGMENTS_MAX * SECTORS_PER_PAGE
         self._made = 0
@@ -87,7 +88,7 @@ class RingDisk:
 
     @property
     def preferred_size(self) -> int:
-        """A page, or what the disk divides itself into, if that is larger."""
+        """Bytes: a page, or the disk's physical sector if that is larger."""
         physical = self._geometry.physical_sector_bytes
         return physical if PAGE_SIZE < physical <= PREFERRED_MAX and not physical & (physical - 1) else PAGE_SIZE
 
@@ -98,7 +99,7 @@ class RingDisk:
 
     @property
     def kind(self) -> str:
-        """What it is, for people: "disk" or "CD-ROM"."""
+        """The word for it in messages: "disk" or "CD-ROM"."""
         return "CD-ROM" if self._geometry.is_cdrom else "disk"
 
     def read(self, offset: int, length: int, done: Done) -> None:
@@ -106,7 +107,7 @@ class RingDisk:
         self._send(Shadow(READ, offset // SECTOR, length // SECTOR, None, done))
 
     def write(self, offset: int, data: memoryview, fua: bool, done: Callable[[int], None]) -> None:
-        """Write `data`, which stays unchanged until `done`; with `fua`, flush before `done`."""
+        """Write `data`, which must not change until `done` is called; with `fua`, flush before that."""
 
         def written(error: int, _: Sequence[memoryview]) -> None:
             if fua and not error:
@@ -117,12 +118,12 @@ class RingDisk:
         self._send(Shadow(WRITE, offset // SECTOR, len(data) // SECTOR, data, written))
 
     def flush(self, done: Callable[[int], None]) -> None:
-        """Put every write that is done by now on stable storage."""
+        """Put every write that is done by now on stable storage, then call `done` with an errno."""
         op = FLUSH_DISKCACHE if self._geometry.flush_op is None else self._geometry.flush_op
         self._send(Shadow(op, 0, 0, None, lambda error, _: done(error)))
 
     def trim(self, offset: int, length: int, done: Callable[[int], None]) -> None:
-        """Forget a range's contents: those of its granules that lie in it whole."""
+        """Discard the granules that lie whole in a range."""
         unit, shift = self._geometry.discard_granularity, self._geometry.discard_alignment
         end = (offset + length - shift) // unit * unit + shift
         offset = -((shift - offset) // unit) * unit + shift
@@ -136,7 +137,7 @@ class RingDisk:
         gather.close()
 
     def resize(self, sectors: int) -> None:
-        """The disk has another size now."""
+        """Record that the disk has another size."""
         self._geometry = replace(self._geometry, sectors=sectors)
 
     # -- the rings -------------------------------------------------------------------------------------------------
@@ -148,53 +149,53 @@ class RingDisk:
         pool: PagePool,
         geometry: Geometry,
         indirect_segments: int = 0,
-    ) -> list[BlockQueue]:
-        """Use connected rings: first for every request that earlier ones left unanswered.
+    ) -> list[BlockRing]:
+        """Use connected rings. The first requests that they get are those that earlier rings left without an answer.
 
         Args:
-            links: the rings.
+            links: one for each ring.
             abi: their layout.
             pool: pages shared with the backend.
             geometry: as published now.
-            indirect_segments: of one request, as the backend takes them; 0 for none.
+            indirect_segments: the most that the backend takes in one request; 0: it takes no indirect requests.
 
         Returns:
-            A queue for each link, whose `drain` the link is to be started with.
+            A ring for each link, whose `drain` the link is to be started with.
         """
         self._geometry = geometry
         self._most_sectors = largest_request(pool.size, indirect_segments) * SECTORS_PER_PAGE
         waiting, self._waiting = self._waiting, deque()
-        for shadow in waiting:  # made for a backend that may have taken others than this one does
+        for shadow in waiting:  # made for another backend, which may have had other abilities
             if shadow.op in (FLUSH_DISKCACHE, WRITE_BARRIER):
                 shadow.op = shadow.op if geometry.flush_op is None else geometry.flush_op
             if shadow.sectors <= self._most_sectors or shadow.op == DISCARD:
                 self._waiting.append(shadow)
             else:
                 self._split(shadow)
-        self._queues = [BlockQueue(link, abi, pool, self._pump) for link in links]
+        self._rings = [BlockRing(link, abi, pool, self._pump) for link in links]
         self._pump()
-        return self._queues
+        return self._rings
 
     def detach(self) -> None:
-        """Let go of the rings; what they left unanswered goes back to the head of the line. Idempotent."""
-        left = [shadow for queue in self._queues for shadow in queue.in_ring.values()]
+        """Let go of the rings. Their requests without an answer go back to the head of the line. Idempotent."""
+        left = [shadow for ring in self._rings for shadow in ring.in_ring.values()]
         self._waiting.extendleft(sorted(left, key=attrgetter("order"), reverse=True))
-        self._queues = []
+        self._rings = []
         self._idle.set()
 
     def die(self) -> None:
-        """The device is gone for good: fail what is left, and everything from now on."""
+        """Fail all requests, now and from now on, with ENODEV: the device is gone for good."""
         self.detach()
         self._dead = True
         while self._waiting:
             self._waiting.popleft().done(errno.ENODEV, ())
 
     async def settle(self, timeout_s: float) -> bool:
-        """Wait until nothing is in the rings or waiting for them; False if the time was up first."""
+        """Wait until no request is in the rings or waits for them. Return False if the time was up first."""
         self._settling = True
         try:
             async with asyncio.timeout(timeout_s):
-                while self._pumping or any(queue.in_ring for queue in self._queues):
+                while self._pumping or any(ring.in_ring for ring in self._rings):
                     self._idle.clear()
                     await self._idle.wait()
         except TimeoutError:
@@ -211,7 +212,7 @@ class RingDisk:
             self._waiting.append(shadow)
         else:
             self._split(shadow)
-        if not self._pumping and self._queues:
+        if not self._pumping and self._rings:
             self._pumping = True  # once for all requests of this turn of the loop
             self._loop.call_soon(self._pump)
 
@@ -237,29 +238,29 @@ class RingDisk:
     def _pump(self) -> None:
         """Put waiting requests into free slots, then publish them together."""
         self._pumping = False
-        waiting, queues = self._waiting, self._queues
+        waiting, rings = self._waiting, self._rings
         if waiting:
-            if len(queues) == 1:
-                queues[0].fill(waiting, len(waiting))
-                queues[0].publish()
-            elif queues:
+            if len(rings) == 1:
+                rings[0].fill(waiting, len(waiting))
+                rings[0].publish()
+            elif rings:
                 self._spread()
-        if self._settling and not any(queue.in_ring for queue in queues):
+        if self._settling and not any(ring.in_ring for ring in rings):
             self._idle.set()
 
     def _spread(self) -> None:
-        """Fill several queues, a chunk at a time, each time the one with most room."""
-        waiting, queues = self._waiting, self._queues
+        """Fill several rings, a chunk at a time, each time the one with most room."""
+        waiting, rings = self._waiting, self._rings
         left = len(waiting) + 1
         while waiting and len(waiting) < left:
             left = len(waiting)
-            max(queues, key=attrgetter("room")).fill(waiting, CHUNK)
-        for queue in queues:
-            queue.publish()
+            max(rings, key=attrgetter("room")).fill(waiting, CHUNK)
+        for ring in rings:
+            ring.publish()
 
 
 class _Gather:
-    """Counts the parts of a split request, and is done with the first error, or 0, when all are."""
+    """Counts the parts of a split request. When all are done, it ends with the first error among them, or 0."""
 
     __slots__ = ("_done", "_error", "_left")
 
@@ -269,7 +270,7 @@ class _Gather:
         self._left = 1
 
     def part(self, target: memoryview | None = None) -> Done:
-        """One more part; a read's data is copied to `target`."""
+        """Count one more part. Return its callback, which copies a read's data to `target`."""
         self._left += 1
 
         def done(error: int, pieces: Sequence[memoryview]) -> None:
@@ -284,7 +285,7 @@ class _Gather:
         return done
 
     def close(self) -> None:
-        """One part is done; or, called by the splitter, all have been made."""
+        """Record that one part is done; or, called by the splitter, that all parts have been made."""
         self._left -= 1
         if not self._left:
             self._done(self._error)

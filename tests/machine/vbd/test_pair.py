@@ -31,7 +31,7 @@ async def test_the_pair_moves_data(machine: Machine, target: Path) -> None:
     """Large reads and writes are split and put together again; flush, FUA and trim are done; the image has it all."""
     image = bytearray(contents())
     async with pair(machine, target) as disk:
-        assert disk.queue.size_bytes == SIZE
+        assert disk.ring_disk.size_bytes == SIZE
         assert await disk.read(0, SIZE) == image
         parts = [(SIZE // 8 * n, random.Random(n).randbytes(SIZE // 8)) for n in range(8)]
         assert await asyncio.gather(*(disk.write(at, data) for at, data in parts)) == [0] * 8
@@ -39,10 +39,10 @@ async def test_the_pair_moves_data(machine: Machine, target: Path) -> None:
             image[at : at + len(data)] = data
         assert await disk.write(4096, b"x" * 512, fua=True) == 0
         image[4096:4608] = b"x" * 512
-        assert await disk.do(disk.queue.flush) == 0
+        assert await disk.do(disk.ring_disk.flush) == 0
         assert await disk.read(0, SIZE) == image
-        if disk.queue.can_trim:
-            assert await disk.do(disk.queue.trim, 8192, 16384) == 0
+        if disk.ring_disk.can_trim:
+            assert await disk.do(disk.ring_disk.trim, 8192, 16384) == 0
             image[8192 : 8192 + 16384] = bytes(16384)
             assert await disk.read(0, 32768) == image[:32768]
     assert target.read_bytes() == image
@@ -65,7 +65,7 @@ async def test_the_pair_seen_by_an_nbd_client(machine: Machine, image: Path) -> 
 async def test_a_read_only_pair(machine: Machine, image: Path) -> None:
     """The frontend learns from `info` that nothing can be written, and the backend would refuse it all the same."""
     async with pair(machine, image, "r") as disk:
-        assert disk.queue.read_only
+        assert disk.ring_disk.read_only
         assert await disk.read(0, PAGE) == contents()[:PAGE]
         assert await disk.write(0, bytes(PAGE)) == errno.EIO
     assert image.read_bytes() == contents()
@@ -135,9 +135,9 @@ async def test_requests_outlive_a_reconnect(machine: Machine, image: Path, monke
 async def test_requests_without_a_disk_fail(machine: Machine, image: Path) -> None:
     """When the device is detached for good, whatever comes too late is told so, and nobody is left waiting."""
     async with pair(machine, image) as disk:
-        queue = disk.queue
+        ring_disk = disk.ring_disk
     done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    queue.flush(done.set_result)
+    ring_disk.flush(done.set_result)
     async with asyncio.timeout(DEADLINE_S):
         assert await done == errno.ENODEV
 

@@ -57,14 +57,16 @@ async def test_one_queue_s_answer_is_no_other_s(rings: list[Ring], caller: Calle
     disk.read(0, 512, caller.read_done())
     await asyncio.sleep(0)
     [later] = [request for ring in rings for request in ring.requests()]
-    other_ring = next(ring for ring in rings if ring.queue is not None and ring.queue.in_ring and ring is not owner)
+    other_ring = next(
+        ring for ring in rings if ring.block_ring is not None and ring.block_ring.in_ring and ring is not owner
+    )
     other_ring.answer(((later.id + 1) % SLOTS, READ, OKAY))
     with pytest.raises(OtherendError, match="not in the ring"):
         other_ring.drain()
     owner.succeed(request)
     owner.drain()
     assert caller.ends == [("it", 0)]
-    assert other.queue is not None
+    assert other.block_ring is not None
 
 
 async def test_lost_queues_lose_nothing(rings: list[Ring], caller: Caller) -> None:

@@ -1,6 +1,6 @@
-"""The frontend's end of one ring: requests into free slots, and their answers.
+"""The frontend's end of one ring: puts requests into free slots, and takes their responses.
 
-Each request keeps a shadow until the backend has answered it, so that a lost ring loses none.
+Each request keeps a shadow until the backend has answered it, so that no request is lost with the ring.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from xenbusd_vbd.protocol import (
 )
 
 CHUNK = 8
-"""Slots that become free before they are used again: the backend goes on while we take the other responses."""
+"""Free slots at which waiting requests are sent, in the middle of a run of responses: the backend works on them while
+we take the other responses."""
 
 _WITH_DATA = (READ, WRITE)
 
@@ -33,13 +34,13 @@ Done = Callable[[int, Sequence[memoryview]], None]
 
 
 class Shadow:
-    """One ring request, from its making to its answer.
+    """One ring request, until it is answered.
 
     Args:
         op: READ, WRITE, FLUSH_DISKCACHE, WRITE_BARRIER without data, or DISCARD.
-        sector: where it begins.
-        sectors: how long it is.
-        data: what to write; unchanged until it is answered.
+        sector: the first one.
+        sectors: how many there are.
+        data: what to write; must not change until `done` is called.
         done: called once.
     """
 
@@ -53,14 +54,14 @@ class Shadow:
         self.done = done
         need = (sectors + SECTORS_PER_PAGE - 1) // SECTORS_PER_PAGE if op in _WITH_DATA else 0
         self.need = need if need <= SEGMENTS_MAX else need + 1
-        """Pages that it takes: those of its data, and one more behind them for the descriptors of many."""
+        """Pages that it takes: those of its data and, if there are more than a slot describes, one for descriptors."""
         self.page = 0
-        """The first one's number in the pool, while it is in a ring."""
+        """The number of its first page in the pool, while it is in a ring."""
         self.order = 0
         """Its place among all requests of the disk."""
 
 
-class BlockQueue:
+class BlockRing:
     """One ring.
 
     Args:
@@ -79,7 +80,7 @@ class BlockQueue:
         self._counters = link.counters
         self._free = list(range(link.ring.size))
         self.in_ring: dict[int, Shadow] = {}
-        """What is not answered yet, by the id that the backend knows it by."""
+        """The requests without an answer, by the id that they have in the ring."""
 
     @property
     def room(self) -> int:
@@ -114,7 +115,7 @@ class BlockQueue:
                 put(pack(shadow.op, id, shadow.sector, grefs[page : page + need], shadow.sectors))
 
     def _put_indirect(self, id: int, shadow: Shadow) -> None:
-        """Put a read or write of more segments than a slot holds."""
+        """Put a read or write of more segments than a slot describes."""
         pool, last = self._pool, shadow.page + shadow.need - 1
         descriptors = pack_segments(pool.grefs[shadow.page : last], shadow.sectors)
         start = last * PAGE_SIZE
@@ -123,14 +124,15 @@ class BlockQueue:
         self._ring.put(self._abi.pack_indirect(shadow.op, id, shadow.sector, segments, (pool.grefs[last],)))
 
     def publish(self) -> None:
-        """Show what was put to the backend."""
+        """Show the backend the requests put so far."""
         self._link.publish()
 
     def drain(self) -> bool:
         """Take a run of responses and finish their requests. Return whether there may be more.
 
         Raises:
-            OtherendError, RingError: a response that cannot be.
+            OtherendError: a response to no request of this ring, or with another operation.
+            RingError: the backend's index cannot be right.
         """
         run, count = self._ring.take()
         parse, stride, in_ring = self._abi.parse_response, self._abi.slot_bytes, self.in_ring
@@ -140,7 +142,7 @@ class BlockQueue:
             shadow = in_ring.get(id)
             if shadow is None:
                 raise OtherendError(f"a response to request {id}, which is not in the ring")
-            if op != shadow.op:  # it stays in the ring, so that the next one gets it
+            if op != shadow.op:  # the request stays in `in_ring`, so that it is sent again through the next ring
                 raise OtherendError(f"a response with operation {op} to request {id} with operation {shadow.op}")
             del in_ring[id]
             counters["requests"] += 1
