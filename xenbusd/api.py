@@ -7,6 +7,7 @@ A driver is two classes, one for each end, in a package of its own, named by ent
 from xenbusd.bus.backend import BackendDevice
 from xenbusd.bus.counters import Counter, Histogram
 from xenbusd.bus.driver import API_VERSION, Backend, Directories, Frontend, ScriptCall
+from xenbusd.bus.finding import Finding, Nodes
 from xenbusd.bus.frontend import FrontendDevice
 from xenbusd.bus.link import BackLink, FrontLink
 from xenbusd.bus.nodes import NodeType, boolean, choice, text, unsigned
@@ -57,6 +58,7 @@ __all__ = [
     "Directories",
     "Domid",
     "DriverError",
+    "Finding",
     "FrontLink",
     "FrontRing",
     "Frontend",
@@ -70,6 +72,7 @@ __all__ = [
     "Mapping",
     "NodeType",
     "NodeValueError",
+    "Nodes",
     "Option",
     "OtherendError",
     "PageLink",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 from xenbusd.bus.backend import BackendDevice
 from xenbusd.bus.counters import Measure
+from xenbusd.bus.finding import Finding, Nodes
 from xenbusd.bus.frontend import FrontendDevice
 from xenbusd.bus.paths import parse_number
 from xenbusd.bus.state import Side
@@ -69,6 +70,12 @@ class Driver(ABC, Generic[Dev]):
     async def run(self, dev: Dev) -> None:
         """Live through one connection. Called again when the other end comes back."""
 
+    def condition(self) -> Iterable[Finding]:
+        """Say what only this living device knows of why it is not in use as it should be: an image server restarts, the
+        disk is paused. Called at any time, from `xenbusctl show`. By default nothing.
+        """
+        return ()
+
     async def close(self) -> None:
         """Give up what was kept from one connection to the next: the device is gone, or the daemon stops."""
 
@@ -119,6 +126,17 @@ class Backend(Driver[BackendDevice]):
         if unknown := sorted(set(parameters) - set(cls.live)):
             raise UsageError(f"{cls.device_class}: {unknown[0]!r} cannot be changed in use")
         return dict(parameters)
+
+    @classmethod
+    def explain(cls, nodes: Nodes) -> Iterable[Finding]:
+        """Say what both directories tell of why a device is not in use as it should be, as far as only a driver of this
+        class can read it there. Pure: it works without a daemon. By default nothing.
+
+        Args:
+            nodes: both directories; the frontend's may hold anything.
+        """
+        del nodes
+        return ()
 
     @classmethod
     def script_call(cls, action: str, domid: Domid, devid: Devid) -> ScriptCall:

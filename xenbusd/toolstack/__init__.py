@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from xenbusd.toolstack.live import pause, write_live
     from xenbusd.toolstack.pair import PairState, devices, following, observe
     from xenbusd.toolstack.waiting import wait_connected
-    from xenbusd.toolstack.why import stuck
+    from xenbusd.toolstack.why import explain, stuck
 
 _HOMES = {
     "attaching": ("attach",),
@@ -25,7 +25,7 @@ _HOMES = {
     "live": ("pause", "write_live"),
     "pair": ("PairState", "devices", "following", "observe"),
     "waiting": ("wait_connected",),
-    "why": ("stuck",),
+    "why": ("explain", "stuck"),
 }
 """Module of this package -> the names that the package re-exports from it."""
 
@@ -37,6 +37,7 @@ __all__ = [
     "attach",
     "detach",
     "devices",
+    "explain",
     "following",
     "observe",
     "pause",

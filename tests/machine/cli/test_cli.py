@@ -78,12 +78,12 @@ def test_bad_input_gets_a_sentence_and_status_2(host: ProcessMachine, arguments:
 
 
 def test_a_failed_attach_says_who_waits_for_what_and_takes_it_back(host: ProcessMachine) -> None:
-    """A guest's domain without an agent: the backend waits for a frontend that has not begun."""
+    """A guest's domain without an agent: the frontend has not offered its ring, and the message says so."""
     with closing(SimHost(host.path, Domid(2))):
         done = host.ctl("attach", "echo", "--domain", "2", "--devid", "0", "--deadline", "0.5")
     assert done.returncode == 1
     assert "not Connected after 0.5 s" in done.stderr
-    assert "waits for the frontend in domain 2, which has not begun" in done.stderr
+    assert "the frontend in domain 2 has not offered its ring (its state is Initialising)" in done.stderr
     assert leftovers(host) == []
 
 

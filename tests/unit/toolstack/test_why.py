@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
 from tests.doubles.pairs import ELSEWHERE, ID
 from xenbusd import toolstack
+from xenbusd.bus.backend import BackendDevice
+from xenbusd.bus.driver import Backend
+from xenbusd.bus.finding import Finding, Nodes, not_begun
 from xenbusd.bus.state import State
 from xenbusd.toolstack.pair import PairState
 
@@ -26,7 +30,7 @@ WELL = PairState(
 @pytest.mark.parametrize(
     ("seen", "sentence"),
     [
-        (replace(WELL, backend=State.UNKNOWN), "its backend directory is gone"),
+        (replace(WELL, backend=State.UNKNOWN), "the backend's directory is gone"),
         (
             replace(WELL, backend=State.CLOSED, backend_error="2 cannot open /srv/a.img: No such file or directory"),
             "the backend in domain 0 reports: 2 cannot open /srv/a.img: No such file or directory",
@@ -41,29 +45,29 @@ WELL = PairState(
         ),
         (
             replace(WELL, backend=State.INITIALISING, frontend=State.INITIALISING),
-            "the backend in domain 0 has not begun; is `xenbusd serve` running there, with a driver for vbd?",
+            "the backend in domain 0 has not begun; check that `xenbusd serve` runs there, with a driver for vbd",
         ),
         (
             replace(WELL, backend=State.INIT_WAIT, frontend=State.INITIALISED, hotplug_status=None),
-            "the backend in domain 0 waits for its hotplug script (/etc/xen/scripts/block) to report",
+            "the hotplug script /etc/xen/scripts/block has not reported (hotplug-status is not there)",
         ),
         (
             replace(WELL, backend=State.INIT_WAIT, frontend=State.INITIALISED, hotplug_status="busy"),
-            "the backend in domain 0 waits for its hotplug script (/etc/xen/scripts/block) to report",
+            "the hotplug script /etc/xen/scripts/block has not reported (hotplug-status is busy)",
         ),
         (
             replace(WELL, backend=State.INIT_WAIT, frontend=State.INITIALISING, script=None, hotplug_status=None),
-            "the backend in domain 0 is at InitWait and waits for the frontend in domain 3, which has not begun; "
-            "is its driver running?",
+            "the frontend in domain 3 has not offered its ring (its state is Initialising); "
+            "check that its driver is running",
         ),
         (
             replace(WELL, backend=State.INIT_WAIT, frontend=State.UNKNOWN),
-            "the backend in domain 0 is at InitWait and waits for the frontend in domain 3, which has not begun; "
-            "is its driver running?",
+            "the frontend in domain 3 has not offered its ring (its state is Unknown); "
+            "check that its driver is running",
         ),
         (
             replace(WELL, backend=State.INIT_WAIT),
-            "the frontend in domain 3 is Connected and waits for the backend in domain 0, which is at InitWait",
+            "the backend in domain 0 is at InitWait, though the frontend in domain 3 is Connected",
         ),
         (
             replace(WELL, frontend=State.INITIALISED),
@@ -75,8 +79,8 @@ WELL = PairState(
         ),
     ],
 )
-def test_who_waits_for_what(seen: PairState, sentence: str) -> None:
-    """One sentence: what is wrong if something is known to be, else who must move, and what to look at."""
+def test_who_has_not_done_what(seen: PairState, sentence: str) -> None:
+    """One sentence: what was reported, else who has not done what comes next, and what can be done about it."""
     assert toolstack.stuck(seen, ID) == sentence
 
 
@@ -90,3 +94,31 @@ def test_a_driver_domain_is_named() -> None:
     """Both domains by their numbers."""
     seen = replace(WELL, backend=State.INITIALISING)
     assert toolstack.stuck(seen, ELSEWHERE).startswith("the backend in domain 7 has not begun")
+
+
+class TapeBackend(Backend, device_class="tape"):
+    """A driver that knows what its own nodes mean."""
+
+    @classmethod
+    def explain(cls, nodes: Nodes) -> Iterator[Finding]:
+        """A reel may be missing."""
+        if nodes.backend.get("reel") == b"":
+            yield Finding("the tape drive", "is empty", "put a reel in")
+
+    async def run(self, dev: BackendDevice) -> None: ...
+
+
+def test_a_driver_says_what_it_knows() -> None:
+    """After what the pair's states tell; of a pair that is Connected, alone."""
+    waiting, empty = replace(WELL, backend=State.INITIALISING), Nodes({"reel": b""}, {})
+    expected = Finding("the tape drive", "is empty", "put a reel in")
+    assert toolstack.explain(WELL, ID, empty, TapeBackend) == [expected]
+    assert toolstack.explain(waiting, ID, empty, TapeBackend) == [not_begun(ID.backend_domid, "vbd"), expected]
+    assert toolstack.explain(WELL, ID, Nodes({"reel": b"A"}, {}), TapeBackend) == []
+
+
+def test_a_driver_that_says_nothing() -> None:
+    """Or that is not there: the states are explained all the same."""
+    waiting = replace(WELL, backend=State.INITIALISING)
+    for driver in (Backend, None):
+        assert list(map(str, toolstack.explain(waiting, ID, Nodes({}, {}), driver))) == [toolstack.stuck(waiting, ID)]
