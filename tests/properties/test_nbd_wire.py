@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from tests.doubles.memory_disk import MemoryDisk
 from xenbusd_vbd.nbd import wire
 from xenbusd_vbd.nbd.export import offer_of
-from xenbusd_vbd.nbd.server_connection import Counters, NbdConnection
+from xenbusd_vbd.nbd.server_connection import NbdConnection
 from xenbusd_vbd.nbd.server_handshake import Handshake, Stage
+from xenbusd_vbd.nbd.server_requests import Counters
 from xenbusd_vbd.nbd.wire import Rules, WireError
 
 SIZE = 64 * 1024

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from xenbusd.api import Listener
 from xenbusd_vbd.nbd.disk import Disk
-from xenbusd_vbd.nbd.server_connection import Counters, NbdConnection
+from xenbusd_vbd.nbd.server_connection import NbdConnection
+from xenbusd_vbd.nbd.server_requests import Counters
 from xenbusd_vbd.nbd.wire import REQUEST_DATA_MAX, Offer, TransmissionFlags
 
 CONNECTIONS_MAX = 128

@@ -39,9 +39,9 @@ OPTIONS_MAX = 64
 class Stage(Enum):
     """How far a handshake is."""
 
-    NEGOTIATING = "haggling"
+    NEGOTIATING = "negotiating"
     TRANSMISSION = "transmission"
-    OVER = "over"
+    ENDED = "ended"
 
 
 class Handshake:
@@ -105,7 +105,7 @@ class Handshake:
         if option == Option.EXPORT_NAME:
             return self._export_name(data)
         if option == Option.ABORT:
-            self.stage = Stage.OVER
+            self.stage = Stage.ENDED
             return option_reply(option, Reply.ACK)
         if option in (Option.INFO, Option.GO):
             return self._info(option, data)

@@ -13,8 +13,7 @@ import pytest
 
 from tests.doubles.memory_disk import MemoryDisk
 from tests.doubles.nbd_client import Answer, NbdClient, until
-from xenbusd_vbd.nbd import server_connection as nbd_connection
-from xenbusd_vbd.nbd import wire
+from xenbusd_vbd.nbd import server_requests, wire
 from xenbusd_vbd.nbd.export import NbdExport
 
 SIZE = 4 << 20
@@ -186,7 +185,7 @@ async def test_requests_in_flight_are_bounded(serve: OpenBench) -> None:
 @pytest.mark.parametrize("command", [wire.Command.READ, wire.Command.WRITE])
 async def test_bytes_in_flight_are_bounded(serve: OpenBench, monkeypatch: pytest.MonkeyPatch, command: int) -> None:
     """Reads and writes in flight together stay below the limit of bytes; requests without data pass the count."""
-    monkeypatch.setattr(nbd_connection, "BYTES_MAX", 64 * 1024)
+    monkeypatch.setattr(server_requests, "BYTES_MAX", 64 * 1024)
     bench = await serve(MemoryDisk(SIZE, deferred=True))
     client, other = await bench.client(), await bench.client()
     for handle in range(10):

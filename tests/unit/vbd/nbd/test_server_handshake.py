@@ -142,7 +142,7 @@ def test_abort() -> None:
     used, reply = handshake.feed(option(Option.ABORT) + b"garbage")
     assert used == 16
     assert replies(reply) == [(Option.ABORT, Reply.ACK, b"")]
-    assert handshake.stage is Stage.OVER
+    assert handshake.stage is Stage.ENDED
 
 
 @pytest.mark.parametrize(("client_flags", "padding"), [(1, 124), (3, 0), (0, 124), (2, 0)])
