@@ -15,6 +15,7 @@ from xenbusd.bus.paths import DeviceId, parse_name
 from xenbusd.bus.state import Side, State
 from xenbusd.cli.context import Context, json_too
 from xenbusd.errors import NodeNotFound, UsageError
+from xenbusd.ids import DOM0
 
 if TYPE_CHECKING:
     from xenbusd.store.client import StoreClient
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 @json_too
 @click.pass_obj
 def list_devices(context: Context) -> None:
-    """Show every device whose backend is in dom0, and what each one that is not Connected waits for."""
+    """Show every device, and what each one that is not Connected waits for."""
 
     async def run(store: StoreClient) -> None:
         found = [(id, await toolstack.observe(store, id)) for id in await toolstack.devices(store)]
@@ -78,12 +79,17 @@ def show(context: Context, device: str) -> None:
             async with context.daemon() as client:
                 daemon = (await client.details(str(id))).to_json()
         except ControlError as error:
-            daemon = {"unknown": str(error)}
+            daemon = {"unknown": f"{error}{_elsewhere(id)}"}
         nodes = {id.path(side): await _nodes(store, id.path(side)) for side in Side}
         known = {"device": str(id), **_as_json(pair), "waiting": _waiting(pair, id), "nodes": nodes, "daemon": daemon}
         click.echo(json.dumps(known) if context.as_json else "\n".join(_outline(known)))
 
     context.in_store(run)
+
+
+def _elsewhere(id: DeviceId) -> str:
+    """Which other daemon to ask, to be appended to the answer of one that does not know the device."""
+    return f"; its backend is in domain {id.backend_domid}: ask there" if id.backend_domid != DOM0 else ""
 
 
 def _outline(tree: Mapping[str, object], indent: str = "") -> Iterator[str]:
@@ -116,9 +122,14 @@ def timeline(context: Context, device: str) -> None:
 
     async def run() -> None:
         from xenbusd.cli.diagram import draw
+        from xenbusd.control.records import ControlError
 
-        async with context.daemon() as client:
-            timeline = await client.timeline(str(parse_name(device)))
+        id = parse_name(device)
+        try:
+            async with context.daemon() as client:
+                timeline = await client.timeline(str(id))
+        except ControlError as error:
+            raise ControlError(f"{error}{_elsewhere(id)}") from None
         click.echo(json.dumps(timeline.to_json()) if context.as_json else "\n".join(draw(timeline.entries)))
 
     context.run(run())

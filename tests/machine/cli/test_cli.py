@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from xenbusd import toolstack
+from xenbusd.bus.paths import parse_name
 from xenbusd.host.sim.client import SimHost
 from xenbusd.ids import Domid
 from xenbusd.process.loop import run
@@ -132,6 +134,25 @@ def test_attach_list_show_timeline_detach(host: ProcessMachine) -> None:
     assert diagram[1].split() == ["ms", "Hotplug", "Backend", "Frontend"]
     assert [line.split()[1].strip("|<->") for line in diagram[3:6]] == ["Initialising", "InitWait", "Initialised"]
     assert "Closed" in diagram[-1]
+
+
+def test_a_device_of_a_driver_domain(host: ProcessMachine) -> None:
+    """It is listed with its backend's domain in its name, and taken by that name; dom0's daemon does not know it."""
+    name = "echo/1/4@1"
+
+    async def attach() -> None:
+        async with StoreClient(unix_endpoint(host.store)) as store:
+            await toolstack.attach(store, parse_name(name), {}, {})
+
+    run(attach())
+    (device,) = json.loads(host.ctl("list", "--json").stdout)
+    assert (device["device"], device["backend"]) == (name, "Initialising")
+    shown = json.loads(host.ctl("show", name, "--json").stdout)
+    assert shown["daemon"] == {"unknown": f"this daemon has no device {name}; its backend is in domain 1: ask there"}
+    done = host.ctl("timeline", name)
+    assert (done.returncode, "its backend is in domain 1: ask there" in done.stderr) == (1, True)
+    assert host.ctl("detach", name, "--force", "--deadline", "0.1").returncode == 1
+    assert leftovers(host) == []
 
 
 def test_no_wait_leaves_the_pair_to_itself(host: ProcessMachine) -> None:
