@@ -1,4 +1,4 @@
-"""The configuration file: TOML in, frozen dataclasses out; every mistake is named with its file, line and key.
+"""The configuration file: TOML in, frozen dataclasses out. A mistake is reported with its file, line and key.
 
 [daemon]
 host = "xen"                      # or "sim:/run/host.sock"
@@ -10,10 +10,10 @@ loop = "auto"                     # auto, uvloop, asyncio
 arbiter = false                   # true: share each class with Linux's own backends (serve, on Xen)
 
 [hotplug]
-timeout_s = 40.0
+timeout_s = 40.0                  # seconds
 scripts_dir = "/etc/xen/scripts"
 
-[drivers.vbd]                     # whatever the driver of that class takes
+[drivers.vbd]                     # the options of the driver for that class: see the driver's README
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ from xenbusd.process import loop
 from xenbusd.schema import Option, Schema, absolute_path, one_of, true_or_false
 
 RUN_DIR = "/run/xenbusd"
-"""Where the control socket is on a real host."""
+"""The run directory on a Xen host."""
 
 TIMEOUT_MAX_S = 3600.0
+"""The longest time limit that a hotplug script can be given."""
 
 
 @dataclass(frozen=True, slots=True)
 class DaemonConfig:
-    """Table [daemon]: what runs, and where."""
+    """Table [daemon]: what the daemon serves, and how it runs."""
 
     host: str = "xen"
     """ "xen", or "sim:" and the socket of a simulated host."""
@@ -50,33 +51,33 @@ class DaemonConfig:
     log_level: str = "info"
     loop: str = "auto"
     arbiter: bool = False
-    """Whether to share the classes with Linux's own backends; see xenbusd.arbiter."""
+    """Whether each class is shared with Linux's own backends; see xenbusd.arbiter."""
 
 
 @dataclass(frozen=True, slots=True)
 class HotplugConfig:
-    """Table [hotplug]: how scripts are run."""
+    """Table [hotplug]: how hotplug scripts are run."""
 
     timeout_s: float = 40.0
     """Seconds until a script is killed; libxl's limit is 40."""
     scripts_dir: str = "/etc/xen/scripts"
-    """Where a script given by its bare name is."""
+    """The folder of scripts that are given by their bare names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """All of it. `Config()` is what runs without a file."""
+    """A whole configuration. `Config()` is the one in use without a file."""
 
     daemon: DaemonConfig = field(default_factory=DaemonConfig)
     hotplug: HotplugConfig = field(default_factory=HotplugConfig)
     drivers: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: MappingProxyType({}))
-    """For each device class, the table that its driver gets. Only the driver knows what may be in it."""
+    """For each device class, the table for its driver, unchecked: only the driver knows its options."""
 
     def run_dir(self, domid: Domid) -> str:
-        """Return the folder for the control socket and what else lives as long as the host.
+        """Return the run directory: the folder of the control socket and of everything else that a reboot may delete.
 
-        Without `run_dir` in the file: /run/xenbusd on Xen; beside the socket of a simulated host, one for each domain,
-        because there several domains share one file system.
+        Without `run_dir` in the file it is /run/xenbusd on Xen, and on a simulated host a folder beside the host's
+        socket for each domain, because all domains share one file system there.
         """
         if self.daemon.run_dir is not None:
             return self.daemon.run_dir
@@ -89,10 +90,10 @@ class Config:
         return self.drivers.get(device_class, MappingProxyType({}))
 
     def with_overrides(self, **flags: object) -> Config:
-        """Return a copy in which command-line flags win over the file.
+        """Return a copy in which command-line flags take precedence over the file.
 
         Args:
-            flags: keys of [daemon]; None means that the flag was not given.
+            flags: by key of [daemon]; None: the flag was not given.
 
         Raises:
             UsageError: naming the flag.
@@ -106,7 +107,7 @@ def load(path: str) -> Config:
     """Read a configuration file.
 
     Raises:
-        UsageError: naming the file, and line and key where there is one.
+        UsageError: naming the file, and the line and the key if the mistake is in one.
     Blocks: reads one file.
     """
     try:
@@ -199,9 +200,9 @@ HOTPLUG = Schema(
 
 
 def _line_of(text: str, keys: tuple[str, ...]) -> int | None:
-    """Return the line, counted from 1, on which a key or its table stands; None if it is written in another way.
+    """Return the number of the line, from 1, with a key or its table; None if it is written in a way unknown here.
 
-    tomllib does not tell. A key found by its looks inside a multi-line string would be named wrongly: a price worth it.
+    tomllib does not report lines. A line of a multi-line string that looks like the key would be reported by mistake.
     """
     table: tuple[str, ...] = ()
     for number, line in enumerate(text.splitlines(), 1):
@@ -217,5 +218,5 @@ def _line_of(text: str, keys: tuple[str, ...]) -> int | None:
 
 
 def _split(dotted: str) -> tuple[str, ...]:
-    """The parts of a dotted TOML key, without quotes."""
+    """Split a dotted TOML key into its parts, without quotes."""
     return tuple(part.strip().strip("\"'") for part in dotted.split("."))

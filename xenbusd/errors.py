@@ -1,24 +1,25 @@
-"""What can go wrong, and who is to blame.
+"""Every error that xenbusd raises on purpose, and who is to blame for it.
 
-XenbusdError                     .context: dict for the log line
-├── LocalProtocolError           our bug: illegal transition, packet we may not send      -> the task dies, loudly
-├── OtherendError                the other end broke the contract                          -> this device closes
-│   ├── RingError                ring indices or slots that cannot be
-│   ├── NodeValueError           a node of the other end that does not parse
-│   ├── OtherendTimeout          it did not answer within a deadline
-│   └── OtherendGone             its directory or domain has vanished
-├── ConnectionEnded                   not a fault: the device's connection ends; unwinds a driver
-├── StoreError(op, path, errno)  xenstored said no
+class                             to blame, and for what                                  what follows
+XenbusdError                      .context has further facts for the log line
+├── LocalProtocolError            ourselves: an illegal transition, a forbidden packet    the task dies with a traceback
+├── OtherendError                 the other end: it broke the contract                    this device closes
+│   ├── RingError                 impossible ring indices or slots
+│   ├── NodeValueError            a node whose value does not parse
+│   ├── OtherendTimeout           it did not act within a deadline
+│   └── OtherendGone              its directory or domain has vanished
+├── ConnectionEnded               nobody: the connection ends in order                    the driver is unwound
+├── StoreError(op, path, errno)   xenstored: it refused an operation
 │   ├── NodeNotFound · AccessDenied · NodeExists · QuotaExceeded
-│   └── TransactionConflict      never leaves transaction() unless its retries are used up
-├── StoreLost                    the store connection ended; the client reconnects by itself
-├── HypercallError(call, errno)  Xen, or the kernel driver to it, said no
+│   └── TransactionConflict       leaves transaction() only if its retries are used up
+├── StoreLost                     xenstored: the connection ended                         the client reconnects
+├── HypercallError(call, errno)   Xen, or the kernel's driver for it: it refused a call
 │   ├── GrantError
 │   └── EventChannelError
-├── HotplugError(script, status) a hotplug script failed
-├── DriverError                  no driver, two drivers for one class, wrong API version
-├── ResourceError                   a disk image that cannot be opened or served as asked
-└── UsageError                   a command or a configuration file asks for what cannot be; exit status 2
+├── HotplugError(script, status)  a hotplug script: it failed                             this device closes
+├── ResourceError(text, errno)    the host: a disk image or a TPM cannot be had           this device closes
+├── DriverError                   an installed package: no driver, two for one class, wrong API version
+└── UsageError                    the user: a command or a file asks for the impossible   exit status 2
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ import os
 
 
 class XenbusdError(Exception):
-    """Base of all our errors.
+    """Base of all errors of xenbusd.
 
     Args:
-        message: one sentence: what is wrong, and what to do where that is known.
-        context: more facts for the log line.
+        message: one sentence: what is wrong, and what to do about it if that is known.
+        context: further facts for the log line.
     """
 
     def __init__(self, message: str, **context: object) -> None:
@@ -40,15 +41,15 @@ class XenbusdError(Exception):
 
 
 class LocalProtocolError(XenbusdError):
-    """Our own bug: we were about to do what the protocol forbids."""
+    """A bug of our own: the protocol forbids what was about to be done."""
 
 
 class OtherendError(XenbusdError):
-    """The other end broke the contract; its device closes, nothing else is harmed."""
+    """The other end broke the contract. Its device closes; no other device is affected."""
 
 
 class RingError(OtherendError):
-    """The ring holds what no honest peer writes."""
+    """The ring has indices or slots that no honest peer writes."""
 
 
 class NodeValueError(OtherendError):
@@ -56,7 +57,7 @@ class NodeValueError(OtherendError):
 
 
 class OtherendTimeout(OtherendError):
-    """The other end did not move within its deadline."""
+    """The other end did not act within a deadline."""
 
 
 class OtherendGone(OtherendError):
@@ -64,7 +65,7 @@ class OtherendGone(OtherendError):
 
 
 class ConnectionEnded(XenbusdError):
-    """The connection is to end in order; raised inside a driver to unwind it, never an error."""
+    """The connection is ending in order. Raised inside a driver to unwind it; not an error."""
 
 
 class StoreError(XenbusdError):
@@ -72,7 +73,7 @@ class StoreError(XenbusdError):
 
     Args:
         op: the operation as Xen spells it: "READ", "WRITE", ...
-        path: the path it was about, or "" where there is none.
+        path: the operation's path, or "" if it has none.
         errno: the positive errno of the answer.
     """
 
@@ -92,15 +93,15 @@ class AccessDenied(StoreError):
 
 
 class NodeExists(StoreError):
-    """EEXIST: for WATCH, the same path and token are watched already."""
+    """EEXIST: to WATCH, the same path with the same token is watched already."""
 
 
 class QuotaExceeded(StoreError):
-    """ENOSPC, E2BIG or EDQUOT: a limit of the store is reached."""
+    """ENOSPC, E2BIG or EDQUOT: a limit of the store has been reached."""
 
 
 class TransactionConflict(StoreError):
-    """EAGAIN on commit: what the transaction saw has changed; begin again."""
+    """EAGAIN to a commit: nodes that the transaction read have changed; it has to be repeated."""
 
 
 class StoreLost(XenbusdError):
@@ -108,12 +109,12 @@ class StoreLost(XenbusdError):
 
 
 class HypercallError(XenbusdError):
-    """A call of libxengnttab or libxenevtchn, or its counterpart on the simulated host, failed.
+    """A call of libxengnttab or libxenevtchn, or of its counterpart on the simulated host, failed.
 
     Args:
         call: the library function, as its header spells it.
         errno: the positive errno.
-        about: domain, references, port: what it was asked to do.
+        about: the call's arguments in words: domain, references, port.
     """
 
     def __init__(self, call: str, errno: int, about: str) -> None:
@@ -136,7 +137,7 @@ class HotplugError(XenbusdError):
     Args:
         script: its path.
         status: its exit status, negative for a signal.
-        stderr_tail: the last of what it printed.
+        stderr_tail: the end of its output.
     """
 
     def __init__(self, script: str, status: int, stderr_tail: str) -> None:
@@ -147,15 +148,17 @@ class HotplugError(XenbusdError):
 
 
 class DriverError(XenbusdError):
-    """A driver is missing, doubled, or written for another API version."""
+    """A class has no driver or two, or a driver was written for another API version."""
 
 
 class ResourceError(XenbusdError):
-    """A disk image cannot be opened, or not as asked.
+    """The resource behind a device, such as a disk image or a TPM, cannot be had, or not as asked.
+
+    A driver of any class raises it. The device closes; its error node gets errno and message.
 
     Args:
-        message: the sentence for the administrator.
-        errno: for the error node.
+        message: one sentence for the administrator.
+        errno: a positive errno.
     """
 
     def __init__(self, message: str, errno: int) -> None:
@@ -164,4 +167,4 @@ class ResourceError(XenbusdError):
 
 
 class UsageError(XenbusdError):
-    """The user asked for what cannot be done; the message says what to do instead."""
+    """The user asked for something impossible; the message says what to do instead."""

@@ -1,4 +1,4 @@
-"""The small integers and names by which Xen knows things.
+"""The numbers and names by which Xen identifies domains, devices, grants and event channels. Pure.
 
 Source: xen/include/public/xen.h (DOMID_*), grant_table.h (grant_ref_t), event_channel.h (evtchn_port_t).
 """
@@ -6,23 +6,24 @@ Source: xen/include/public/xen.h (DOMID_*), grant_table.h (grant_ref_t), event_c
 from typing import NewType
 
 Domid = NewType("Domid", int)
-"""A domain: 0 .. 0x7FEF; 0 is the first, privileged one."""
+"""A domain's number, 0 .. 0x7FEF; domain 0 is the privileged one that Xen starts first."""
 
 Devid = NewType("Devid", int)
-"""A device's number in its class and frontend domain, decimal in the store; for vbd an encoded vdev (51712: xvda)."""
+"""A device's number, unique in its class and frontend domain; decimal in the store. For vbd it encodes the name of the
+disk (51712: xvda)."""
 
 DeviceClass = NewType("DeviceClass", str)
-"""A kind of device as the store spells it: "vbd", "vif", "vtpm", "echo"."""
+"""A kind of device, as spelt in the store: "vbd", "vif", "vtpm", "echo"."""
 
 Gref = NewType("Gref", int)
-"""A grant reference: u32, an index into the granting domain's grant table."""
+"""A grant reference: u32, an index into the grant table of the granting domain."""
 
 Port = NewType("Port", int)
 """An event channel port: u32, valid in one domain only."""
 
 DOM0 = Domid(0)
 DOMID_FIRST_RESERVED = 0x7FF0
-"""Domids from here on name no domain (xen.h, DOMID_FIRST_RESERVED)."""
+"""Numbers from here on are reserved: no domain has them (xen.h, DOMID_FIRST_RESERVED)."""
 
 PAGE_SIZE = 4096
 """Bytes in a page: the unit of a grant (XC_PAGE_SIZE)."""

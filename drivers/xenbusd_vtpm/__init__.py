@@ -1,1 +1,1 @@
-"""TPMs: one software TPM for each device at the backend, a TPM for this domain's kernel or programs at the frontend."""
+"""TPMs: the backend runs a software TPM for each device; the frontend gives it to its domain's kernel or programs."""

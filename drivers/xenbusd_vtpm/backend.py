@@ -1,4 +1,4 @@
-"""The vtpm backend: a software TPM of its own for each device. The keys are in this package's README."""
+"""The vtpm backend: a software TPM for each device. This package's README lists the keys."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from xenbusd_vtpm.tpm import Tpm
 
 
 class VtpmBackend(Backend, device_class="vtpm"):
-    """Serve one TPM. It is switched on at the first connection, and off when the device is gone: a frontend that comes
-    back, as after kexec, finds it as it was."""
+    """Serve one TPM. It is switched on at the first connection, and off when the device is gone: a frontend that
+    reconnects, as after kexec, finds it as it was."""
 
     def __init__(self) -> None:
         self._tpm: Tpm | None = None
 
     @classmethod
     def directories(cls, devid: Devid, parameters: Mapping[str, str]) -> Directories:
-        """Take uuid= and version=, as in `xenbusd_vtpm.toolstack.PARAMETERS`."""
+        """Take the parameters of `xenbusd_vtpm.toolstack.PARAMETERS`: uuid= and version=."""
         return directories(devid, parameters)
 
     async def run(self, dev: BackendDevice) -> None:
-        """Live through one connection."""
+        """Serve one connection."""
         await dev.advertise(feature_protocol_v2=1)
         if not await dev.otherend.read("feature-protocol-v2", boolean, default=False):
-            raise OtherendError("the frontend knows only the first vtpm protocol, which nobody serves any more")
+            raise OtherendError("the frontend offers version 1 of the vtpm protocol only; version 2 is needed")
         try:
-            async with connect_page(dev) as link:  # first of all: the frontend may wait in it already (T49)
+            async with connect_page(dev) as link:  # before the TPM starts: the frontend may wait already (T49)
                 tpm = self._tpm = self._tpm or Tpm(dev)
                 server = PageServer(link, tpm, dev.otherend.domid)
                 try:
@@ -50,14 +50,14 @@ class VtpmBackend(Backend, device_class="vtpm"):
                     await server.finish()
         finally:
             if not dev.seen.online:
-                await self.close()  # Closed means that it is off, and may be attached elsewhere
+                await self.close()  # Closed means that the TPM is off, and may be attached elsewhere
 
     async def _switch_on(self, dev: BackendDevice, tpm: Tpm) -> None:
-        """Switch the TPM on if it is off. If the toolstack closes the device meanwhile, it stays off: all commands fail
-        then, so that a frontend which waits for an answer can go on, and close.
+        """Switch the TPM on if it is off. If the toolstack closes the device meanwhile, the TPM stays off, and every
+        command fails: a frontend that waits for an answer gets one, and can close.
 
         Raises:
-            UsageError, TpmError: it cannot be had.
+            UsageError, ResourceError: the TPM cannot be had.
             ConnectionEnded: the device has gone meanwhile.
         """
 
@@ -65,7 +65,7 @@ class VtpmBackend(Backend, device_class="vtpm"):
             dev.check(seen)
             return True if seen.own is State.CLOSING else None
 
-        switching = asyncio.create_task(tpm.switch_on(go_on=dev.adopted), name="vtpm start")
+        switching = asyncio.create_task(tpm.switch_on(resume=dev.adopted), name="vtpm start")
         closing = asyncio.create_task(dev.until(closes, "its TPM to start"), name="vtpm end")
         try:
             await asyncio.wait({switching, closing}, return_when=asyncio.FIRST_COMPLETED)
@@ -78,7 +78,8 @@ class VtpmBackend(Backend, device_class="vtpm"):
                 raise outcome
 
     async def close(self) -> None:
-        """The device is gone, and its TPM is switched off; or the daemon stops, and the next one goes on with it."""
+        """Switch the TPM off because the device is gone; or only end swtpm because the daemon stops: the next daemon
+        resumes the TPM."""
         if self._tpm is not None:
             await asyncio.shield(self._tpm.close())
             self._tpm = None

@@ -1,7 +1,7 @@
-"""The frontend's data path: a TPM for this domain's programs, made of a shared page; one command at a time.
+"""The frontend's data path: sends TPM commands through a shared page, one at a time.
 
-It outlives a connection. A command that was in the page when the connection ended is answered with a failure, for
-nobody knows whether it was done; one that had not come to that waits for the next connection.
+It outlives a connection. A command that is in the page when the connection ends is answered with a failure, because the
+TPM may or may not have carried it out. A command that has not been written into the page waits for the next connection.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from xenbusd_vtpm.protocol import (
 
 
 class PageClient:
-    """Sends commands through a page, while one is attached."""
+    """Sends commands through the attached page; while there is none, commands wait."""
 
     def __init__(self) -> None:
         self.version: Version = TPM_1_2
-        """What the backend says that it is."""
+        """The TPM's version, as the backend says."""
         self._link: PageLink | None = None
         self._extra: Share | None = None
         self._attached = asyncio.Event()
@@ -39,37 +39,37 @@ class PageClient:
         self._dead = False
 
     def attach(self, link: PageLink, extra: Share, version: Version) -> None:
-        """Use a connected page.
+        """Send commands through a connected page from now on.
 
         Args:
             link: the page, all zeros.
-            extra: `EXTRA_PAGES` pages more.
-            version: of the TPM behind it.
+            extra: `EXTRA_PAGES` more pages.
+            version: the TPM's.
         """
         self._link, self._extra, self.version = link, extra, version
         self._attached.set()
 
     def detach(self) -> None:
-        """Leave the page: a command in it fails. Idempotent."""
+        """Stop using the page: a command in it fails, later ones wait. Idempotent."""
         self._attached.clear()
         self._link = self._extra = None
         self._settle(self.version.refusal(self.version.failure))
 
     def die(self) -> None:
-        """No page will come any more: every command fails. Idempotent."""
+        """Fail every command from now on: no page will be attached any more. Idempotent."""
         self._dead = True
         self.detach()
         self._attached.set()
 
     async def execute(self, command: bytes, locality: int = 0) -> bytes:
-        """Have a command done, after those before it.
+        """Send a command, after all earlier ones, and wait for its response.
 
         Args:
-            command: anything; what is not a whole command is refused here.
+            command: any bytes; if they are not a whole command, it is refused here.
             locality: 0 to 4.
 
         Returns:
-            A response, whole.
+            A whole response.
         """
         async with self._turn:
             if not is_whole(command):
@@ -107,16 +107,16 @@ class PageClient:
         link.notify()
 
     def cancel(self) -> None:
-        """Ask for an early end of the command under way, for whose answer nobody waits any more."""
+        """Ask the backend to abort the command under way, because nobody waits for its response any more."""
         if self._link is not None and self._link.page[STATE_AT] == PageState.SUBMIT:
             self._link.page[STATE_AT] = PageState.CANCEL
             self._link.notify()
 
     def drain(self) -> bool:
-        """See whether there is an answer. For the link.
+        """Take the response from the page, if there is one; the link calls this. Return whether there was one.
 
         Raises:
-            OtherendError: what no honest backend writes.
+            OtherendError: the page holds what no honest backend writes.
         """
         link, extra, answer = self._link, self._extra, self._answer
         if link is None or extra is None or answer is None or answer.done():
@@ -124,17 +124,17 @@ class PageClient:
         state = link.page[STATE_AT]
         if state == PageState.FINISH:
             head = read_head(link.page)
-            own = tuple(extra.grefs[:EXTRA_PAGES])  # what stands in the page now may be anybody's
+            own = tuple(extra.grefs[:EXTRA_PAGES])  # those in the page now may have been overwritten by the backend
             response = self._read(link, extra, head._replace(extra_grefs=own))
             if not is_whole(response):
-                raise OtherendError(f"a response of {head.length} bytes that is none: {response[:16].hex()}")
+                raise OtherendError(f"{head.length} bytes that are not a TPM response: {response[:16].hex()}")
             self._settle(response)
             return True
         if state == PageState.IDLE:
             self._settle(self.version.refusal(self.version.cancelled))
             return True
         if state > PageState.CANCEL:
-            raise OtherendError(f"the page's state is {state}, which is none")
+            raise OtherendError(f"the page's state is {state}, which does not exist")
         return False
 
     @staticmethod

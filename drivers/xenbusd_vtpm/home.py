@@ -1,16 +1,17 @@
-"""A TPM's folder: its state, made once, whole or not at all; its version; a lock, for one user at a time.
+"""A TPM's home: the folder with its state, which is made once, whole or not at all, and with a lock for one user.
 
-<state_dir>/<uuid>/      ours alone
-    lock                 held by us, and by the swtpm that we started for as long as it lives
-    encrypted            the path of its key's file; without this file it is not encrypted
-    state/               swtpm's own files, and its user's alone
-    new/                 what a TPM is made in; left only by a crash
+<state_dir>/<uuid>/      accessible to the daemon alone
+    lock                 locked by the daemon, and by its swtpm for as long as that lives
+    encrypted            the path of the key file; absent if the TPM is not encrypted
+    state/               swtpm's own files, accessible to swtpm's user alone
+    new/                 where a TPM is being made; only a crash leaves it behind
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import pwd
@@ -19,36 +20,35 @@ import shutil
 import time
 from collections.abc import Iterator
 
-from xenbusd.api import Child, XenbusdError
+from xenbusd.api import Child, ResourceError
 from xenbusd_vtpm.protocol import TPM_1_2, TPM_2_0, VERSIONS, Version
 from xenbusd_vtpm.settings import Settings
 
 SETUP_S = 120.0
-"""How long `swtpm_setup` may take; on a machine without haste it is less than one second."""
+"""The longest that `swtpm_setup` may take; usually it takes less than a second."""
 
 FILES = {"tpm2-00.permall": TPM_2_0, "tpm-00.permall": TPM_1_2}
-"""By which file of swtpm's one sees what kind of TPM it is (swtpm, src/swtpm/swtpm_nvstore.c)."""
+"""swtpm's file for the permanent state, by which the version of a TPM is known (swtpm, src/swtpm/swtpm_nvstore.c)."""
 
 VOLATILE = ("tpm2-00.volatilestate", "tpm-00.volatilestate")
+"""swtpm's files for the volatile state: registers, sessions, loaded keys."""
+
+LOCK_RETRY_S = 0.02
 
 CIPHER = "aes-256-cbc"
 
 NOT_FOUND = 127
-"""setpriv's status when there is no such program."""
+"""setpriv's exit status if the program that it is to run does not exist."""
 
 INSTALL = "install it: apt-get install swtpm swtpm-tools"
-
-
-class TpmError(XenbusdError):
-    """A TPM cannot be made, opened or run; the message is for the administrator."""
 
 
 class Home:
     """One TPM's folder.
 
     Args:
-        settings: of the host.
-        uuid: checked.
+        settings: from the configuration file.
+        uuid: as `parse_uuid` returns it.
     """
 
     def __init__(self, settings: Settings, uuid: str) -> None:
@@ -56,7 +56,7 @@ class Home:
         self.uuid = uuid
         self.path = os.path.join(settings.state_dir, uuid)
         self.lock_fd = -1
-        """While we hold the lock; for swtpm to inherit."""
+        """The locked file, which swtpm inherits; -1 while it is not locked."""
 
     @property
     def state(self) -> str:
@@ -65,8 +65,9 @@ class Home:
 
     @property
     def wrapper(self) -> list[str]:
-        """What a program of swtpm's is started with: it changes the user, and has the program die with us. swtpm does
-        not see to that itself: killed under a command, we would leave one that turns round for ever."""
+        """The command, setpriv, that starts swtpm's programs: it changes the user, and has the kernel kill the program
+        when the daemon dies. swtpm itself would not end: if the daemon is killed during a command, swtpm spins for
+        ever."""
         argv = ["setpriv", "--pdeathsig", "KILL"]
         if self._settings.user is not None:
             user = pwd.getpwnam(self._settings.user)
@@ -74,20 +75,20 @@ class Home:
         return [*argv, "--"]
 
     def forget_volatile(self) -> None:
-        """Remove the volatile state that was stored, as loss of power does. swtpm 0.7.1, asked to do that itself, loads
-        it first."""
+        """Remove the stored volatile state, as loss of power does. swtpm 0.7.1 has a flag for this, but loads the state
+        first."""
         for name in VOLATILE:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(self.state, name))
 
     async def open(self, patience_s: float) -> None:
-        """Make the folder, if need be, and take the lock.
+        """Make the folder if it does not exist, and lock it.
 
         Args:
-            patience_s: how long the swtpm of a process before us may take to end.
+            patience_s: seconds to wait for the lock, which the previous daemon's swtpm may hold until it has ended.
 
         Raises:
-            TpmError: another device uses this TPM.
+            ResourceError: another device uses this TPM.
             OSError: the folder cannot be made.
         """
         os.makedirs(self._settings.state_dir, mode=0o700, exist_ok=True)
@@ -99,8 +100,10 @@ class Home:
         while not self._try_lock():
             if time.monotonic() >= deadline:
                 self.close()
-                raise TpmError(f"the TPM {self.uuid} is in use by another device: a uuid is for one guest at a time")
-            await asyncio.sleep(0.02)  # nobody tells of a lock that is given back
+                raise ResourceError(
+                    f"the TPM {self.uuid} is in use by another device: a uuid is for one guest at a time", errno.EBUSY
+                )
+            await asyncio.sleep(LOCK_RETRY_S)  # the kernel does not announce that a lock was released
 
     def _try_lock(self) -> bool:
         try:
@@ -110,27 +113,27 @@ class Home:
         return True
 
     def close(self) -> None:
-        """Let go of the lock. Idempotent."""
+        """Release the lock. Idempotent."""
         if self.lock_fd >= 0:
             os.close(self.lock_fd)
             self.lock_fd = -1
 
     def existing(self) -> Version | None:
-        """The version of the TPM that is there; None: there is none yet."""
+        """Return the version of the TPM in this folder; None: none has been made yet."""
         found = [version for name, version in FILES.items() if os.path.exists(os.path.join(self.state, name))]
         return found[0] if found else None
 
     async def prepare(self, asked: str | None) -> Version:
-        """Make the TPM at its first use.
+        """Make the TPM, at its first use.
 
         Args:
-            asked: a version that it must be; None: what the settings say.
+            asked: the version that it must have; None: any, or for a new TPM the one in the settings.
 
         Returns:
-            What it is.
+            Its version.
 
         Raises:
-            TpmError: it is there in another version, or cannot be made.
+            ResourceError: it was made as another version, or cannot be made.
         """
         there = self.existing()
         asked = asked or self._settings.versions.get(self.uuid)
@@ -139,18 +142,19 @@ class Home:
             await self._make(version)
             return version
         if asked is not None and asked != there.name:
-            raise TpmError(
+            raise ResourceError(
                 f"the TPM {self.uuid} was made as version {there.name}, but {asked} is asked for: ask for "
-                f"{there.name}, choose another uuid, or remove {self.path} with all its secrets"
+                f"{there.name}, choose another uuid, or remove {self.path} with all its secrets",
+                errno.EINVAL,
             )
         return there
 
     @contextlib.contextmanager
     def key(self) -> Iterator[int | None]:
-        """Open the key's file: a descriptor to be inherited, or None for a TPM that is not encrypted.
+        """In the block, have the key file open: its descriptor, for a child to inherit; None if the TPM has no key.
 
         Raises:
-            TpmError: the file cannot be read, or holds no key.
+            ResourceError: the file cannot be read, or holds no key.
         """
         try:
             with open(os.path.join(self.path, "encrypted")) as file:
@@ -162,14 +166,18 @@ class Home:
             with open(path, "rb") as key:
                 digits = key.read(4096).strip()
                 if not re.fullmatch(rb"[0-9A-Fa-f]{64}", digits):
-                    raise TpmError(f"{path} holds no key: it should be 64 hexadecimal digits (openssl rand -hex 32)")
+                    raise ResourceError(
+                        f"{path} holds no key: it should be 64 hexadecimal digits (openssl rand -hex 32)", errno.EINVAL
+                    )
                 key.seek(0)
                 yield key.fileno()
         except OSError as error:
-            raise TpmError(f"{path}, the key of the TPM {self.uuid}, cannot be read: {error.strerror}") from error
+            raise ResourceError(
+                f"{path}, the key of the TPM {self.uuid}, cannot be read: {error.strerror}", error.errno or errno.EIO
+            ) from error
 
     async def _make(self, version: Version) -> None:
-        """Have swtpm_setup make the TPM beside its place, and move it there once it is whole and on the disk."""
+        """Have swtpm_setup make the TPM in a folder `new`, and rename that to `state` once it is whole and on disk."""
         new = os.path.join(self.path, "new")
         shutil.rmtree(new, ignore_errors=True)
         os.mkdir(new, 0o700)
@@ -184,16 +192,18 @@ class Home:
             try:
                 child = Child(argv, cwd=new, pass_fds=[self.lock_fd, *([] if key is None else [key])])
             except OSError as error:
-                raise TpmError(f"swtpm_setup cannot be run: {error.strerror}; {INSTALL}") from error
+                raise ResourceError(
+                    f"swtpm_setup cannot be run: {error.strerror}; {INSTALL}", error.errno or errno.EIO
+                ) from error
             await child.finish(SETUP_S)
         if child.status == NOT_FOUND:
-            raise TpmError(f"there is no swtpm_setup; {INSTALL}")
+            raise ResourceError(f"there is no swtpm_setup; {INSTALL}", errno.ENOPKG)
         if child.status != 0:
-            raise TpmError(f"swtpm_setup ended with {child.status}: {last_words(child)}")
+            raise ResourceError(f"swtpm_setup ended with {child.status}: {last_words(child)}", errno.EIO)
         await asyncio.to_thread(_move, new, self.state)
 
     def _note_key(self) -> None:
-        """Write down where the key is: a TPM keeps its key when the settings change."""
+        """Record the path of the key file: a TPM keeps its key when the settings change."""
         path = os.path.join(self.path, "encrypted")
         if self._settings.key_file is None:
             with contextlib.suppress(FileNotFoundError):
@@ -204,15 +214,15 @@ class Home:
 
 
 def last_words(child: Child) -> str:
-    """The end of a program's output, on one line."""
+    """Return the end of a program's output on one line, for an error message."""
     return "; ".join(child.last_words.split("\n")) or "no output"
 
 
 def _move(new: str, place: str) -> None:
-    """Rename a folder once all that is in it is on the disk; then the renaming, too."""
+    """Write a folder and its files to the disk, then rename it, and write the renaming, too."""
     for path in (*(entry.path for entry in os.scandir(new)), new):
         _sync(path)
-    shutil.rmtree(place, ignore_errors=True)  # there is no TPM in it
+    shutil.rmtree(place, ignore_errors=True)  # `existing` found no TPM in it
     os.rename(new, place)
     _sync(os.path.dirname(place))
 

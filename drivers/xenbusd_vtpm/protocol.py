@@ -1,7 +1,7 @@
-"""The vtpm page and the heads of TPM commands. Pure: no I/O here.
+"""The layout of the vtpm page, and the heads of TPM commands and responses. Pure.
 
-Both ends share one page, which is no ring: it holds one command, then its response. The frontend writes a command and
-SUBMIT; the backend writes the response and FINISH. CANCEL asks for an early end of what is under way.
+Both ends share one page, which is not a ring: it holds one command, then its response. The frontend writes a command
+and SUBMIT; the backend writes the response and FINISH. The frontend may write CANCEL to have a command aborted.
 
 Source: xen/include/public/io/tpmif.h; where its comment on the size of the head (16) and the implementations differ,
 the implementations: Linux, drivers/char/tpm/xen-tpmfront.c (shr_data_offset).
@@ -20,19 +20,19 @@ HEAD = struct.Struct("<IBBBB")
 
 LENGTH = struct.Struct("<I")
 STATE_AT = 4
-"""Offset of the byte that says whose turn it is; always written last."""
+"""Offset of the state, a byte that says which end may write the page; always written last."""
 
 TPM_HEAD = struct.Struct(">HII")
-"""Of a command: tag, size in bytes of the whole, ordinal. Of a response: tag, size, result (TPM 2.0 Part 1, 18)."""
+"""Of a command: tag, size of the whole in bytes, ordinal. Of a response: tag, size, result (TPM 2.0 Part 1, 18)."""
 
 MESSAGE_MAX = 4096
-"""Bytes of a command or a response: what swtpm, and Linux, have room for."""
+"""Bytes of the longest command or response: the limit of swtpm and of Linux."""
 
 EXTRA_PAGES = 1
-"""Extra pages that our frontend offers: without any, a message of 4096 bytes would lack the head's 8."""
+"""Extra pages that our frontend offers: one page has no room for a head of 8 bytes and a message of 4096."""
 
 LOCALITY_MAX = 3
-"""Locality 4 is the hardware's own; a guest has none."""
+"""The highest locality of a guest; locality 4 is reserved for the hardware."""
 
 
 class PageState(IntEnum):
@@ -45,31 +45,31 @@ class PageState(IntEnum):
 
 
 class Version(NamedTuple):
-    """A kind of TPM, and how its refusals look."""
+    """A version of TPM, with the tag and the results of responses that we make ourselves."""
 
     name: str
     response_tag: int
     failure: int
-    """The TPM, or the way to it, has failed; nobody knows what became of the command."""
+    """The TPM, or the connection to it, has failed; the command may have been carried out or not."""
     bad_size: int
     bad_locality: int
     cancelled: int
 
     def refusal(self, result: int) -> bytes:
-        """A response that holds nothing but a result."""
+        """Return a response that consists of a head with this result."""
         return TPM_HEAD.pack(self.response_tag, TPM_HEAD.size, result)
 
 
 TPM_2_0 = Version("2.0", 0x8001, 0x101, 0x142, 0x907, 0x909)
 """TPM_RC_FAILURE, TPM_RC_COMMAND_SIZE, TPM_RC_LOCALITY, TPM_RC_CANCELED (TPM 2.0 Part 2, 6.6)."""
 TPM_1_2 = Version("1.2", 0x00C4, 9, 25, 61, 9)
-"""TPM_FAIL, TPM_BAD_PARAM_SIZE, TPM_BAD_LOCALITY; 1.2 has no result for what was cancelled (TPM 1.2 Part 2, 16)."""
+"""TPM_FAIL, TPM_BAD_PARAM_SIZE, TPM_BAD_LOCALITY; 1.2 has no result for a cancelled command (TPM 1.2 Part 2, 16)."""
 
 VERSIONS = {version.name: version for version in (TPM_2_0, TPM_1_2)}
 
 
 class Head(NamedTuple):
-    """The page's head, as it was at one moment."""
+    """A copy of the page's head."""
 
     length: int
     state: int
@@ -78,28 +78,28 @@ class Head(NamedTuple):
 
     @property
     def data_at(self) -> int:
-        """Where the message begins in the first page."""
+        """Offset of the message in the first page."""
         return HEAD.size + 4 * len(self.extra_grefs)
 
     @property
     def room(self) -> int:
-        """Bytes that all the pages together have for a message."""
+        """Bytes that all pages together have for a message."""
         return PAGE_SIZE - self.data_at + PAGE_SIZE * len(self.extra_grefs)
 
 
 def read_head(page: memoryview) -> Head:
-    """Read the head, once: the other end may change it at any time.
+    """Copy the head, once: the other end may change it at any time.
 
     Raises:
-        OtherendError: it promises more than there is room for, or is in no state that there is.
+        OtherendError: its length is more than the pages have room for, or its state does not exist.
     """
     length, state, locality, _, extra = HEAD.unpack(bytes(page[: HEAD.size]))
     grefs = struct.unpack(f"<{extra}I", bytes(page[HEAD.size : HEAD.size + 4 * extra]))
     head = Head(length, state, locality, grefs)
     if state > PageState.CANCEL:
-        raise OtherendError(f"the page's state is {state}, which is none")
+        raise OtherendError(f"the page's state is {state}, which does not exist")
     if length > head.room:
-        raise OtherendError(f"the page promises {length} bytes, with room for {head.room}")
+        raise OtherendError(f"the page announces {length} bytes, but has room for {head.room}")
     return head
 
 
@@ -110,12 +110,12 @@ class Piece(NamedTuple):
     """0: the first page; n: extra page n - 1."""
     offset: int
     start: int
-    """Where it begins in the message."""
+    """Its offset in the message."""
     length: int
 
 
 def pieces(head: Head, length: int) -> list[Piece]:
-    """How a message of `length` bytes, which must fit, lies in the pages."""
+    """Return the pieces of a message of `length` bytes, at most `head.room`, in order."""
     found = []
     start, page, offset = 0, 0, head.data_at
     while start < length:
@@ -126,7 +126,7 @@ def pieces(head: Head, length: int) -> list[Piece]:
 
 
 def is_whole(message: bytes) -> bool:
-    """Whether a command or response is exactly as long as its own head says."""
+    """Whether a command or response is exactly as long as its own head says, and not longer than `MESSAGE_MAX`."""
     return TPM_HEAD.size <= len(message) <= MESSAGE_MAX and TPM_HEAD.unpack_from(message)[1] == len(message)
 
 
@@ -134,10 +134,10 @@ _TAGS_WITHOUT_SESSION = frozenset({0x8001, 0x00C1})
 """TPM_ST_NO_SESSIONS; TPM_TAG_RQU_COMMAND."""
 _ONLY_READING = frozenset({0x169, 0x173, 0x17A, 0x17C, 0x17E, 0x181, 0x15, 0x65})
 """2.0: NV_ReadPublic, ReadPublic, GetCapability, GetTestResult, PCR_Read, ReadClock; 1.2: PcrRead, GetCapability. Not
-GetRandom: the generator's state is state, and going on with an old one would give the same numbers again."""
+GetRandom: it changes the generator's state, and resuming from an older state would give the same numbers again."""
 
 
 def leaves_state_alone(command: bytes) -> bool:
-    """Whether a command changes nothing that must outlive swtpm's process: no register, session, object or index."""
+    """Whether a command leaves everything as it is that must outlive swtpm: registers, sessions, objects, indexes."""
     tag, _, ordinal = TPM_HEAD.unpack_from(command)
     return tag in _TAGS_WITHOUT_SESSION and ordinal in _ONLY_READING

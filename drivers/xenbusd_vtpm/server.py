@@ -10,16 +10,16 @@ from xenbusd_vtpm.protocol import LENGTH, MESSAGE_MAX, STATE_AT, Head, PageState
 from xenbusd_vtpm.tpm import Tpm
 
 FINISH_S = 8.0
-"""How long the command under way may take when the connection ends; the supervisor allows a little more."""
+"""The longest that a command under way may take when the connection ends; the supervisor allows a little more."""
 
 
 class PageServer:
-    """Answers one page's commands. `look` is for the link; `finish` must be awaited.
+    """Carries out the commands that come through one page. The link calls `drain`; `finish` must be awaited.
 
     Args:
         link: the connected page.
-        tpm: who does the commands.
-        domid: whose extra pages they are.
+        tpm: carries the commands out.
+        domid: the domain that grants the extra pages.
     """
 
     def __init__(self, link: BackPage, tpm: Tpm, domid: Domid) -> None:
@@ -27,36 +27,37 @@ class PageServer:
         self._tpm = tpm
         self._domid = domid
         self._begun: tuple[Head, bytes] | None = None
-        """The command under way."""
+        """The command under way, with the page's head as it was when the command was taken."""
         self._cancelled = False
-        self._unanswered_before_us = link.taken
+        self._inherited = link.taken
+        """The page may hold a command that the previous daemon took and did not answer."""
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._worker = asyncio.create_task(self._work(), name="vtpm commands")
 
     def drain(self) -> bool:
-        """See whose turn it is; begin with a command, or pass a cancel on. Return whether there was anything.
+        """Take a command from the page, or pass a cancel on to the TPM. Return whether there was anything to do.
 
         Raises:
-            OtherendError: what no honest frontend writes.
+            OtherendError: the page holds what no honest frontend writes.
         """
         state = self._link.page[STATE_AT]
         if self._begun is not None:
             if state != PageState.CANCEL or self._cancelled:
                 return False
             self._cancelled = True
-            self._tpm.cancel()  # it will be answered, if by nothing else, by what it would have been answered with
+            self._tpm.cancel()  # the command is answered all the same, if need be in full
             return True
         if state == PageState.SUBMIT:
             self._begin()
             return True
-        self._unanswered_before_us = False
+        self._inherited = False
         if state == PageState.CANCEL:
             self._show(PageState.IDLE)
             return True
         if state > PageState.CANCEL:
-            raise OtherendError(f"the page's state is {state}, which is none")
+            raise OtherendError(f"the page's state is {state}, which does not exist")
         return False
 
     def _begin(self) -> None:
@@ -66,9 +67,9 @@ class PageServer:
         self._link.counters["bytes"] += len(command)
         self._idle.clear()
         self._begun, self._cancelled = (head, command), False
-        if self._unanswered_before_us:
-            # The process before us gave it to the TPM. Whether it was done nobody knows, so it is not done again.
-            self._unanswered_before_us = False
+        if self._inherited:
+            # The previous daemon gave this command to the TPM, which may have carried it out: it must not run twice.
+            self._inherited = False
             self._link.dev.log.warning("tpm.unanswered", reason="a command was under way when the daemon ended")
             self._answer(self._tpm.version.refusal(self._tpm.version.failure))
         else:
@@ -76,7 +77,7 @@ class PageServer:
             self._wake.set()
 
     async def _work(self) -> None:
-        """Do one command after the other."""
+        """Carry out one command after the other."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -110,7 +111,7 @@ class PageServer:
     # -- the pages ---------------------------------------------------------------------------------------------------
 
     def _read(self, head: Head) -> bytes:
-        """Copy a command, once. One that is too long is read as far as it could be good: it will be refused."""
+        """Copy a command, once. Of one that is too long only so much is copied that the TPM refuses it."""
         command = bytearray(min(head.length, MESSAGE_MAX + 1))
         layout = pieces(head, len(command))
         self._copy_extra(head, layout, memoryview(command), to_grant=False)
@@ -125,7 +126,7 @@ class PageServer:
             self._link.page[piece.offset : piece.offset + piece.length] = response[: piece.length]
 
     def _copy_extra(self, head: Head, layout: list[Piece], message: memoryview, *, to_grant: bool) -> None:
-        """Copy what lies in extra pages: they are not mapped, so there is nothing to unmap and to outlive anybody."""
+        """Copy the parts that lie in extra pages, by grant copy: a page that is not mapped needs no unmapping."""
         copies = [
             Copy(
                 to_grant,
@@ -138,11 +139,12 @@ class PageServer:
             if piece.page
         ]
         if copies and (bad := [status for status in self._link.grants.copy(copies) if status]):
-            raise OtherendError(f"an extra page cannot be used (errno {bad[0]}): no such grant?")
+            raise OtherendError(f"an extra page cannot be copied (errno {bad[0]}): is it granted to this domain?")
 
     async def finish(self) -> None:
-        """Let the command under way come to its end, and stop. A frontend that still waits then is not left waiting,
-        unless another process will go on: Linux' tpmfront waits for minutes, and all devices of its domain with it."""
+        """Wait for the command under way, then stop. A frontend that still waits gets a failure as its answer: Linux's
+        tpmfront would wait for minutes, and block every other device of its domain. Only if the daemon stops is it left
+        waiting: the next daemon answers."""
         if self._begun is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FINISH_S):

@@ -1,4 +1,4 @@
-"""A TPM for this domain's programs, on a UNIX socket: raw commands in, raw responses out, as from /dev/tpm0.
+"""A TPM for this domain's programs, on a UNIX socket: raw commands in, raw responses out, as with /dev/tpm0.
 
 tpm2-tss connects to it by its `cmd` TCTI: TPM2TOOLS_TCTI='cmd:socat - UNIX-CONNECT:/run/xenbusd/vtpm-0.sock'.
 """
@@ -13,17 +13,18 @@ from xenbusd_vtpm.client import PageClient
 from xenbusd_vtpm.protocol import MESSAGE_MAX, TPM_HEAD
 
 CLIENTS_MAX = 64
+"""Connections at a time; further ones are closed at once."""
 
 
 class TpmSocket:
-    """Listens, and answers any number of programs, one command at a time.
+    """Serves up to `CLIENTS_MAX` programs at once, one command at a time.
 
     Args:
-        client: who has commands done.
-        path: of the socket, for root alone.
+        client: carries the commands out.
+        path: the socket's, accessible to root alone.
 
     Raises:
-        UsageError: there can be no socket of ours.
+        UsageError: there can be no socket at this path.
     """
 
     def __init__(self, client: PageClient, path: str) -> None:
@@ -33,7 +34,7 @@ class TpmSocket:
         self._conversations: set[asyncio.Task[None]] = set()
 
     async def listen(self) -> None:
-        """Begin to listen."""
+        """Start listening."""
         self._server = await asyncio.start_unix_server(self._converse, sock=self._listener.sock)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -53,7 +54,7 @@ class TpmSocket:
         while True:
             head = await reader.readexactly(TPM_HEAD.size)
             _, size, _ = TPM_HEAD.unpack(head)
-            if not TPM_HEAD.size <= size <= MESSAGE_MAX:  # where the next command begins nobody knows
+            if not TPM_HEAD.size <= size <= MESSAGE_MAX:  # there is no way to find the next command's beginning
                 writer.write(version.refusal(version.bad_size))
                 return
             command = head + await reader.readexactly(size - len(head))
@@ -61,7 +62,7 @@ class TpmSocket:
             await writer.drain()
 
     async def close(self) -> None:
-        """Stop listening, and hang up. Idempotent."""
+        """Stop listening, and close all connections. Idempotent."""
         if self._server is not None:
             self._server.close()
             self._server = None

@@ -1,5 +1,5 @@
-"""A TPM for this domain's kernel, by its TPM proxy: what we answer on a descriptor becomes /dev/tpm0 and, if it is a
-TPM 2.0, /dev/tpmrm0.
+"""A TPM for this domain's kernel, through the kernel's TPM proxy: /dev/tpm0 and, for a TPM 2.0, /dev/tpmrm0, whose
+commands we read from a descriptor and answer there.
 
 Source: Linux, include/uapi/linux/vtpm_proxy.h, drivers/char/tpm/tpm_vtpm_proxy.c.
 """
@@ -14,7 +14,7 @@ import os
 import struct
 from collections.abc import Awaitable, Callable
 
-from xenbusd.api import XenbusdError
+from xenbusd.api import ResourceError
 from xenbusd_vtpm.protocol import MESSAGE_MAX, TPM_HEAD, Version
 
 DEVICE = "/dev/vtpmx"
@@ -22,35 +22,31 @@ DEVICE = "/dev/vtpmx"
 NEW_DEV = 0xC014A100
 """VTPM_PROXY_IOC_NEW_DEV: _IOWR(0xa1, 0x00, struct vtpm_proxy_new_dev)."""
 NEW_DEV_ARGUMENT = struct.Struct("=IIIII")
-"""flags; then by the kernel: number of the TPM, our descriptor, major and minor of /dev/tpmN."""
+"""flags; the kernel fills in: the TPM's number, our descriptor, major and minor number of /dev/tpmN."""
 FLAG_TPM2 = 1
 
 SET_LOCALITY = 0x20001000
-"""TPM2_CC_SET_LOCALITY, TPM_ORD_SET_LOCALITY: not a command but the kernel's word to us, with the locality's byte
-behind the head. Programs cannot send it."""
+"""TPM2_CC_SET_LOCALITY, TPM_ORD_SET_LOCALITY: a message from the kernel to the proxy's server, with a byte for the
+locality after the head. Programs cannot send it."""
 
 Execute = Callable[[bytes, int], Awaitable[bytes]]
 
 
 def is_there() -> bool:
-    """Whether this kernel has the proxy's module loaded."""
+    """Whether the proxy's module is loaded in this kernel."""
     return os.path.exists(DEVICE)
 
 
-class VtpmxError(XenbusdError):
-    """The kernel gives no TPM; the message says why and what to do."""
-
-
 class ProxyTpm:
-    """A TPM of the kernel's that we answer for.
+    """A TPM of the kernel's, whose commands we answer.
 
     Args:
-        execute: does a command, given its locality.
-        version: what the kernel will take it for.
+        execute: carries out a command, given its locality.
+        version: the TPM's; the kernel makes /dev/tpmrm0 for 2.0 only.
         device: the proxy's device node.
 
     Raises:
-        VtpmxError: it cannot be had.
+        ResourceError: the kernel makes no TPM.
     """
 
     def __init__(self, execute: Execute, version: Version, *, device: str = DEVICE) -> None:
@@ -65,11 +61,11 @@ class ProxyTpm:
         self._task = asyncio.create_task(self._serve(), name=f"vtpmx {self.path}")
 
     def _wake_up(self) -> None:
-        self._loop.remove_reader(self._fd)  # the kernel gives no other command before this one is answered
+        self._loop.remove_reader(self._fd)  # the kernel sends no other command before this one is answered
         self._wake.set()
 
     async def _serve(self) -> None:
-        """Answer one command after the other, until the kernel gives the TPM up."""
+        """Answer one command after the other, until the kernel discards the TPM."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -78,9 +74,9 @@ class ProxyTpm:
                 response = await self._respond(command)
                 os.write(self._fd, response)
             except OSError as error:
-                if error.errno == errno.EPIPE:  # it does not want this TPM, or not any more
+                if error.errno == errno.EPIPE:  # the kernel refuses this TPM, or has discarded it
                     return
-                # it gave up waiting for this answer: there will be another command
+                # the kernel no longer waits for this answer; other commands will follow
             self._loop.add_reader(self._fd, self._wake_up)
 
     async def _respond(self, command: bytes) -> bytes:
@@ -90,8 +86,8 @@ class ProxyTpm:
         return await self._execute(command, self._locality)
 
     @property
-    def over(self) -> bool:
-        """Whether the kernel has given the TPM up."""
+    def ended(self) -> bool:
+        """Whether the kernel has discarded the TPM."""
         return self._task.done()
 
     async def close(self) -> None:
@@ -109,19 +105,21 @@ def new_device(device: str, flags: int) -> tuple[int, int]:
     """Have the kernel make a TPM.
 
     Returns:
-        The descriptor that its commands come from, and its number N of /dev/tpmN.
+        The descriptor that its commands are read from, and the N of its /dev/tpmN.
 
     Raises:
-        VtpmxError
+        ResourceError
     """
     try:
         fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        raise VtpmxError(f"cannot open {device}: {error.strerror}; `modprobe tpm_vtpm_proxy`, as root") from error
+        raise ResourceError(
+            f"cannot open {device}: {error.strerror}; `modprobe tpm_vtpm_proxy`, as root", error.errno or errno.EIO
+        ) from error
     try:
         answer = fcntl.ioctl(fd, NEW_DEV, NEW_DEV_ARGUMENT.pack(flags, 0, 0, 0, 0))
     except OSError as error:
-        raise VtpmxError(f"{device} makes no TPM: {error.strerror}") from error
+        raise ResourceError(f"{device} makes no TPM: {error.strerror}", error.errno or errno.EIO) from error
     finally:
         os.close(fd)
     _, number, tpm_fd, _, _ = NEW_DEV_ARGUMENT.unpack(answer)

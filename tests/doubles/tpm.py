@@ -40,7 +40,7 @@ def lacking() -> str | None:
 
 
 def command(ordinal: int, body: bytes = b"", tag: int = 0x8001) -> bytes:
-    """A command, whole."""
+    """Return a whole command."""
     return TPM_HEAD.pack(tag, TPM_HEAD.size + len(body), ordinal) + body
 
 
@@ -69,7 +69,7 @@ class Tools:
     folder: Path
 
     async def __call__(self, *words: str, fails: bool = False) -> str:
-        """Run `tpm2 WORDS`; return what it printed. It must succeed; or fail, if `fails`."""
+        """Run `tpm2 WORDS` and return its output. It must succeed, or if `fails`, fail."""
         self.folder.mkdir(exist_ok=True)
         environ = {**os.environ, "TPM2TOOLS_TCTI": f"cmd:socat - UNIX-CONNECT:{self.socket}"}
         process = await asyncio.create_subprocess_exec(
@@ -82,7 +82,7 @@ class Tools:
         return said
 
     async def flush(self) -> None:
-        """Take everything loaded out of the TPM: there is no resource manager here."""
+        """Unload all transient objects: there is no resource manager to do it."""
         await self("flushcontext", "--transient-object")
 
 
@@ -108,7 +108,7 @@ async def ask(guest: Process, id: DeviceId, *commands: bytes) -> list[bytes]:
 
 
 def options(machine: Machine, **more: Any) -> dict[str, Mapping[str, Any]]:
-    """[drivers.vtpm] for a test: the state in a folder of the machine's, and never a TPM of the kernel's."""
+    """[drivers.vtpm] for a test: state in the machine's folder, and no TPM for this computer's kernel."""
     return {"vtpm": {"state_dir": str(machine.folder / "tpms"), "vtpmx": False, **more}}
 
 
@@ -123,7 +123,7 @@ async def agent(machine: Machine) -> Process:
 
 
 async def attach(machine: Machine, uuid: str = UUID, devid: int = 0, **parameters: str) -> DeviceId:
-    """Attach a TPM as xenbusctl does, and do not wait."""
+    """Attach a TPM as xenbusctl does, without waiting until it is connected."""
     id = machine.id("vtpm", devid=devid)
     keys = VtpmBackend.directories(id.devid, {"uuid": uuid, **parameters})
     await machine.attach(id, keys.backend, keys.frontend)
@@ -165,7 +165,7 @@ class HandPage:
 
     @classmethod
     async def connect(cls, peer: Peer, *, before: bytes = b"") -> HandPage:
-        """Offer a page as Linux does, at once; `before`: a command that waits in it already."""
+        """Offer a page at once, as Linux does; `before`: a command that it holds already."""
         page = cls(peer)
         if before:
             page.write(before)
@@ -176,14 +176,14 @@ class HandPage:
 
     @property
     def offer(self) -> dict[str, int]:
-        """The keys that tell of it."""
+        """The keys that a frontend writes for it."""
         return {"ring-ref": self.share.grefs[0], "event-channel": self.port, "feature-protocol-v2": 1}
 
     def write(
         self, message: bytes, *, length: int | None = None, state: int = PageState.SUBMIT, locality: int = 0,
         extra: tuple[int, ...] = (),
     ) -> None:  # fmt: skip
-        """Put a command into the page, with any lie."""
+        """Write a command into the page; each field may lie."""
         at = HEAD.size + 4 * len(extra)
         first = 4096 - at
         self.page[at : at + len(message[:first])] = message[:first]
@@ -215,14 +215,14 @@ class HandPage:
         return PageState(self.state)
 
     def response(self) -> bytes:
-        """What stands in the page."""
+        """The message in the page."""
         length, _, _, _, extra = HEAD.unpack(bytes(self.page[: HEAD.size]))
         at = HEAD.size + 4 * extra
         first = bytes(self.page[at : at + length])
         return first + bytes(self.extra.view[: length - len(first)])
 
     async def ask(self, message: bytes, *, locality: int = 0, extra: tuple[int, ...] = ()) -> bytes:
-        """Have a command done, as an honest frontend does."""
+        """Send a command and return the response, as an honest frontend does."""
         self.write(message, locality=locality, extra=extra)
         self.notify()
         await self.until(PageState.FINISH)

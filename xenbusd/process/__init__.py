@@ -1,1 +1,1 @@
-"""What any process of ours needs of its system: the event loop, systemd, descriptors, sockets, child programs."""
+"""A process and its system: the event loop, systemd, descriptors, sockets, child programs."""

@@ -1,4 +1,5 @@
-"""A UNIX socket of ours: for its owner alone; one whose owner has died is replaced, a living one never."""
+"""A UNIX socket to listen on, accessible to its owner alone. A socket file that nobody listens on any more is replaced;
+one that is in use never is."""
 
 from __future__ import annotations
 
@@ -11,14 +12,14 @@ from xenbusd.errors import UsageError
 
 
 class Listener:
-    """A bound socket, which `sock` begins to listen on when its server does.
+    """A bound socket, `sock`, for a server to listen on.
 
     Args:
-        path: where; at most 107 bytes.
+        path: the socket's, at most 107 bytes.
         kind: SOCK_STREAM or SOCK_SEQPACKET.
 
     Raises:
-        UsageError: the path cannot be used, something else stands there, or somebody listens there.
+        UsageError: the path cannot be used, is not a socket, or another process listens there.
     """
 
     def __init__(self, path: str, kind: socket.SocketKind = socket.SOCK_STREAM) -> None:
@@ -27,10 +28,10 @@ class Listener:
         try:
             _clear(path)
             self.sock.bind(path)
-            os.chmod(path, 0o600)  # before it listens: until then nobody can connect
+            os.chmod(path, 0o600)  # before listen(): until then nobody can connect
             self.sock.setblocking(False)
             self._identity = _identity(path)
-        except OSError as error:  # "AF_UNIX path too long" has no errno
+        except OSError as error:  # the error "AF_UNIX path too long" has no errno
             self.sock.close()
             raise UsageError(f"cannot listen at {path}: {error.strerror or error}") from error
         except UsageError:
@@ -38,7 +39,7 @@ class Listener:
             raise
 
     def close(self) -> None:
-        """Close the socket, and remove the file, unless another one stands there by now. Idempotent."""
+        """Close the socket and remove its file, unless another file has taken its place. Idempotent."""
         self.sock.close()
         with suppress(OSError):
             if _identity(self.path) == self._identity:
@@ -51,7 +52,7 @@ def _identity(path: str) -> tuple[int, int]:
 
 
 def _clear(path: str) -> None:
-    """Remove a socket at `path` that nobody listens on any more."""
+    """Remove a socket file that nobody listens on any more."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise UsageError(f"{path} exists and is no socket: remove it, or choose another path")
@@ -65,5 +66,5 @@ def _clear(path: str) -> None:
             os.unlink(path)
             return
         except OSError:
-            pass  # a full backlog and a socket of another kind are signs of life, too
+            pass  # a full backlog, or a socket of another kind: somebody listens
     raise UsageError(f"{path} is in use: another process answers there; stop it, or choose another path")

@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CHOICES = ("auto", "uvloop", "asyncio")
-"""What a configuration file or `--loop` may say."""
+"""The values of `loop` in a configuration file, and of `--loop`."""
 
 Factory = Callable[[], "asyncio.AbstractEventLoop"]
 
 
 def factory(loop: str = "auto") -> Factory:
-    """Return what makes an event loop of the kind asked for.
+    """Return a factory of event loops of one kind.
 
     Args:
         loop: "uvloop", "asyncio", or "auto": uvloop if it can be imported.
 
     Raises:
-        UsageError: no such kind, or uvloop is asked for and not installed.
+        UsageError: there is no such kind, or uvloop is not installed.
     """
     import asyncio
 
@@ -49,7 +49,7 @@ def factory(loop: str = "auto") -> Factory:
 
 
 def run(main: Coroutine[Any, Any, T], *, loop: str = "auto") -> T:
-    """Run `main` to its end on a new event loop and return what it returns.
+    """Run `main` to its end on a new event loop and return its result.
 
     Ctrl-C cancels `main` and then raises KeyboardInterrupt, as `asyncio.run` does.
 

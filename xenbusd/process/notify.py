@@ -1,4 +1,4 @@
-"""Tell systemd how we are: READY=1, STATUS=..., WATCHDOG=1. Without systemd nothing happens.
+"""Messages to systemd about the state of this process: READY=1, STATUS=..., WATCHDOG=1. Without systemd none is sent.
 
 Source: sd_notify(3), sd_watchdog_enabled(3).
 """
@@ -13,10 +13,10 @@ from collections.abc import Mapping
 
 
 class Notifier:
-    """The socket that systemd named for us, if it did.
+    """The socket that systemd listens on for this process, if there is one.
 
     Args:
-        environ: where NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID are looked up.
+        environ: the environment, with NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID if systemd started this process.
     """
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
@@ -25,10 +25,10 @@ class Notifier:
         for_us = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         usec = environ.get("WATCHDOG_USEC", "")
         self.watchdog_s: float | None = int(usec) / 1e6 if for_us and usec.isdecimal() and int(usec) else None
-        """systemd kills us after this long without a sign of life; None: it does not watch."""
+        """The watchdog's interval: systemd kills this process after so long without a message; None: no watchdog."""
 
     def send(self, **fields: str | int) -> None:
-        """Send fields such as `READY=1, STATUS="serving"`. Never raises, never waits: a deaf systemd is no harm."""
+        """Send fields such as `READY=1, STATUS="serving"`. Never raises and never blocks; a message may be lost."""
         if not self._address:
             return
         text = "\n".join(f"{key}={str(value).replace(chr(10), ' ')}" for key, value in fields.items())
@@ -37,15 +37,15 @@ class Notifier:
             sock.sendto(text.encode(), self._address)
 
     def ready(self, status: str) -> None:
-        """Say that start-up is over, and in `status` what for."""
+        """Report that start-up is complete; `status` is shown by `systemctl status`."""
         self.send(READY=1, STATUS=status)
 
     def stopping(self, status: str) -> None:
-        """Say that we are ending in order."""
+        """Report that this process is ending in order."""
         self.send(STOPPING=1, STATUS=status)
 
     async def keep_alive(self) -> None:
-        """Feed the watchdog twice per interval, from the loop whose health it is to prove; return if none watches."""
+        """Send to the watchdog twice in each interval, from the event loop that it watches. Without one, return."""
         while self.watchdog_s is not None:
             self.send(WATCHDOG=1)
             await asyncio.sleep(self.watchdog_s / 2)

@@ -1,4 +1,4 @@
-"""The TPM pair on a simulated machine with one end that is not honest, or not in time."""
+"""The TPM pair on a simulated machine, with one end that lies or is late."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OK = "00000000"
 
 @pytest.fixture
 async def peer(machine: Machine) -> Peer:
-    """A backend, and a frontend that does only what the test says."""
+    """A backend, and a frontend whose every step is the test's."""
     await serve(machine)
     peer = Peer(await machine.start(GUEST), machine.id("vtpm"))
     await attach(machine)
@@ -35,7 +35,7 @@ async def peer(machine: Machine) -> Peer:
 
 @pytest.fixture
 async def page(peer: Peer) -> AsyncIterator[HandPage]:
-    """Its page, connected; the TPM is started up."""
+    """The frontend's page, connected, with the TPM started up."""
     page = await HandPage.connect(peer, before=STARTUP)  # it waits there before the backend has bound the port (T49)
     await page.until(PageState.FINISH)
     assert result(page.response()) == OK
@@ -44,7 +44,7 @@ async def page(peer: Peer) -> AsyncIterator[HandPage]:
 
 
 async def error_node(machine: Machine, id: DeviceId) -> bytes:
-    """What the backend says is wrong, once it has closed."""
+    """Return the backend's error node, once the backend has closed."""
     await machine.until(id, backend=(State.CLOSING, State.CLOSED))
     return await machine.read(id.error_path(Side.BACKEND)) or b"nothing"
 
@@ -60,7 +60,7 @@ async def test_extra_pages_carry_long_commands(page: HandPage) -> None:
 
 
 async def test_hostile_commands_are_refused(page: HandPage) -> None:
-    """What is no whole command never gets to the TPM; locality 4 is nobody's; the device goes on."""
+    """Bytes that are not a whole command never reach the TPM; locality 4 is refused; the device works on."""
     bad_size = "00000142"
     for message in (b"", b"\x80\x01", GET_RANDOM[:9], GET_RANDOM + b"\0", command(0x17B)[:6] + b"\xff" * 8):
         page.write(message)
@@ -76,26 +76,26 @@ async def test_hostile_commands_are_refused(page: HandPage) -> None:
 @pytest.mark.parametrize(
     ("lie", "said"),
     [
-        ({"length": 4089}, b"promises 4089 bytes, with room for 4088"),
-        ({"length": 0xFFFFFFFF}, b"promises 4294967295 bytes"),
-        ({"state": 4}, b"state is 4, which is none"),
-        ({"state": 0xFF}, b"state is 255, which is none"),
-        ({"extra": (0xFFFFFFFF,), "length": 4090}, b"an extra page cannot be used"),
-        ({"extra": (0xFFFFFFFF,) * 255, "length": 4000}, b"an extra page cannot be used"),
+        ({"length": 4089}, b"announces 4089 bytes, but has room for 4088"),
+        ({"length": 0xFFFFFFFF}, b"announces 4294967295 bytes"),
+        ({"state": 4}, b"state is 4, which does not exist"),
+        ({"state": 0xFF}, b"state is 255, which does not exist"),
+        ({"extra": (0xFFFFFFFF,), "length": 4090}, b"an extra page cannot be copied"),
+        ({"extra": (0xFFFFFFFF,) * 255, "length": 4000}, b"an extra page cannot be copied"),
     ],
     ids=["too long", "much too long", "state 4", "state 255", "no grant", "many pages"],
 )
 async def test_hostile_pages_close_their_device(
     machine: Machine, peer: Peer, page: HandPage, lie: dict[str, Any], said: bytes
 ) -> None:
-    """What no honest frontend writes closes its own device, with the reason in the error node."""
+    """A page that no honest frontend writes closes its own device, with the reason in the error node."""
     page.write(GET_RANDOM, **lie)
     page.notify()
     assert said in await error_node(machine, peer.id)
 
 
 async def test_garbage_in_every_byte(machine: Machine, peer: Peer) -> None:
-    """Whatever a page is full of, the daemon lives on and serves the next device."""
+    """Whatever a page holds, the daemon survives and serves the next device."""
     keeper = await attach(machine, tpm.OTHER_UUID, devid=1)
     honest = await HandPage.connect(Peer(peer.process, keeper), before=STARTUP)
     page = await HandPage.connect(peer)
@@ -109,7 +109,7 @@ async def test_garbage_in_every_byte(machine: Machine, peer: Peer) -> None:
 
 
 async def test_cancel(machine: Machine, page: HandPage) -> None:
-    """A cancel of nothing is answered with IDLE; one of a command under way by the command's own end."""
+    """A cancel without a command is answered with IDLE; one of a command under way with that command's response."""
     page.page[STATE_AT] = PageState.CANCEL
     page.notify()
     assert await page.until(PageState.IDLE) is PageState.IDLE
@@ -137,8 +137,8 @@ def _works_in(pid: int, machine: Machine) -> bool:
 
 
 async def test_closed_before_it_was_connected(machine: Machine) -> None:
-    """A toolstack that changes its mind while the TPM is being made: the frontend, which waits in its page for
-    an answer and does not look elsewhere, gets one, and can close."""
+    """If the toolstack closes the device while the TPM is being made, a frontend that waits for an answer in its page
+    gets one, and can close."""
     await serve(machine)
     peer = Peer(await machine.start(GUEST), machine.id("vtpm"))
     await attach(machine)
@@ -156,7 +156,7 @@ async def test_closed_before_it_was_connected(machine: Machine) -> None:
 
 
 async def test_a_frontend_is_not_left_waiting(machine: Machine) -> None:
-    """If there can be no TPM, a command that waits for it fails."""
+    """If the TPM cannot be had, a command that waits for it fails."""
     await serve(machine)
     peer = Peer(await machine.start(GUEST), machine.id("vtpm"))
     await machine.attach(peer.id, {"uuid": "none"})
@@ -170,13 +170,13 @@ async def test_a_frontend_is_not_left_waiting(machine: Machine) -> None:
 
 
 async def test_the_first_protocol_is_refused(machine: Machine, peer: Peer) -> None:
-    """T49: a frontend without feature-protocol-v2 is told so."""
+    """T49: a frontend without feature-protocol-v2 is refused, and the error node says so."""
     await peer.write(State.INITIALISED, ring_ref=8, event_channel=1)
-    assert b"only the first vtpm protocol" in await error_node(machine, peer.id)
+    assert b"version 1 of the vtpm protocol only" in await error_node(machine, peer.id)
 
 
 async def test_an_event_storm_is_slowed_down(machine: Machine, page: HandPage) -> None:
-    """A frontend that wakes us for nothing gets pauses, and is served all the same."""
+    """A frontend that sends spurious events is slowed down, and still served."""
     dev = machine.processes[1].device(page.peer.id)
     while "throttled" not in dev.counters:
         page.notify()
@@ -188,14 +188,14 @@ async def test_an_event_storm_is_slowed_down(machine: Machine, page: HandPage) -
 
 
 class HandBackend:
-    """A backend's end that does only what the test says."""
+    """A backend whose every step is the test's."""
 
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
         self.host = peer.process.host
 
     async def connect(self) -> None:
-        """Go through a backend's whole handshake."""
+        """Do a backend's whole handshake."""
         peer = self.peer
         await peer.write(State.INIT_WAIT, feature_protocol_v2=1)
         await peer.until(State.INITIALISED)
@@ -215,7 +215,7 @@ class HandBackend:
         self.host.events.notify(self.port)
 
     def close(self) -> None:
-        """Let go."""
+        """Unmap the page and close the port."""
         self.host.events.unbind(self.port)
         self.mapping.unmap()
 
@@ -232,7 +232,7 @@ class HandBackend:
     ids=["short", "zeros", "huge", "longer than it says", "state 9"],
 )
 async def test_a_hostile_backend(machine: Machine, lie: dict[str, Any]) -> None:
-    """What no honest backend writes ends the connection; the program's command fails, and nothing of it is believed."""
+    """A response that no honest backend writes ends the connection; the program's command fails without any of it."""
     guest = await agent(machine)
     id = machine.id("vtpm")
     await machine.attach(id, {"handle": "0"}, {"handle": "0"})
@@ -246,7 +246,7 @@ async def test_a_hostile_backend(machine: Machine, lie: dict[str, Any]) -> None:
 
 
 async def test_programs_that_write_nonsense(machine: Machine) -> None:
-    """A program that sends no command is told so and hung up on; the others go on."""
+    """A program that sends no valid command gets an answer that says so, and is disconnected; others are served on."""
     await serve(machine)
     guest = await agent(machine)
     id = await attach(machine)

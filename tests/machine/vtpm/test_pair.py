@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import shutil
@@ -59,7 +60,7 @@ def swtpms(folder: Path) -> list[int]:
 
 
 async def kill_swtpm(machine: Machine) -> None:
-    """Kill the one there is, as the kernel does when memory is short."""
+    """Kill the swtpm that runs, as the kernel does when memory is short."""
     [pid] = swtpms(machine.folder)
     fd = os.pidfd_open(pid)
     try:
@@ -110,9 +111,9 @@ async def test_registers_and_memory(machine: Machine) -> None:
         assert (run.folder / "out").read_bytes() == b"twelve bytes"
 
 
-async def test_a_secret_outlives_detach_and_is_nobody_else_s(machine: Machine) -> None:
-    """A sealed secret is there after detach and attach; the TPM of another uuid cannot unseal it; registers are zero
-    again, as after power-on; state and folders are for their owner alone."""
+async def test_a_secret_outlives_detach_and_belongs_to_one_uuid(machine: Machine) -> None:
+    """A sealed secret survives detach and attach; the TPM of another uuid cannot unseal it; registers are zero again,
+    as after power-on; state and folders are accessible to their owner alone."""
     async with pair(machine) as (back, guest, id):
         run = tools(guest, machine)
         await run("createprimary", "-c", "primary")
@@ -148,7 +149,7 @@ async def test_a_secret_outlives_detach_and_is_nobody_else_s(machine: Machine) -
 
 
 async def test_version_1_2(machine: Machine) -> None:
-    """A TPM 1.2 starts up, and its registers are read and extended; what it is stays when it is attached again."""
+    """A TPM 1.2 starts up, and its registers are read and extended; it is still a 1.2 when it is attached again."""
     async with pair(machine, version="1.2") as (_, guest, id):
         startup, read, add = (
             bytes.fromhex("00c10000000c000000990001"),
@@ -174,7 +175,7 @@ async def test_version_1_2(machine: Machine) -> None:
 
 
 async def test_encrypted_with_a_key(machine: Machine) -> None:
-    """State is encrypted with the configured key, and found again with it; without it the TPM cannot be had."""
+    """State is encrypted with the configured key; without the key the TPM cannot be used."""
     key = machine.folder / "key"
     key.write_text("0123456789abcdef" * 4 + "\n")
     back, guest = await serve(machine, key_file=str(key)), await agent(machine)
@@ -183,7 +184,7 @@ async def test_encrypted_with_a_key(machine: Machine) -> None:
     assert [result(answer) for answer in await ask(guest, id, STARTUP)] == ["00000000"]
     await machine.detach(id)
     await back.stop()
-    back = await serve(machine)  # the TPM knows where its key is
+    back = await serve(machine)  # the path of the TPM's key is recorded in its home
     await attach(machine)
     await machine.connected(id)
     await machine.detach(id)
@@ -204,7 +205,7 @@ async def test_encrypted_with_a_key(machine: Machine) -> None:
 
 
 async def test_swtpm_is_killed(machine: Machine) -> None:
-    """A swtpm that is killed is followed by one that goes on where it was: registers are not reset."""
+    """If swtpm is killed, the next one resumes from its state: registers are not reset."""
     async with pair(machine) as (_, guest, id):
         _, before = await ask(guest, id, extend(10), pcr_read(10))
         await kill_swtpm(machine)
@@ -213,7 +214,7 @@ async def test_swtpm_is_killed(machine: Machine) -> None:
 
 
 async def test_swtpm_is_killed_under_a_command(machine: Machine, logged: list[Any]) -> None:
-    """The command under way fails, and is not done again; the next one works."""
+    """The command under way fails, and is not repeated; the next one works."""
     async with pair(machine) as (_, guest, id):
         [pid] = swtpms(machine.folder)
         os.kill(pid, signal.SIGSTOP)
@@ -228,7 +229,7 @@ async def test_swtpm_is_killed_under_a_command(machine: Machine, logged: list[An
 
 @pytest.mark.parametrize("end", ["stopped", "killed"])
 async def test_the_daemon_is_restarted(machine: Machine, end: str) -> None:
-    """The next daemon goes on with the page and with the TPM: registers keep, and the frontend never sees a change."""
+    """The next daemon adopts the page and resumes the TPM: registers keep their values; the frontend sees no change."""
     async with pair(machine) as (back, guest, id):
         _, before = await ask(guest, id, extend(10), pcr_read(10))
         await (back.stop() if end == "stopped" else back.kill())
@@ -239,9 +240,9 @@ async def test_the_daemon_is_restarted(machine: Machine, end: str) -> None:
         assert guest.states(id, "frontend") == ["Initialising", "Initialised", "Connected"]
 
 
-def test_a_command_is_done_at_most_once() -> None:
-    """A daemon that is killed with a command under way leaves it to the next one to say that it failed; the program
-    that waits for it in the guest learns of nothing else, and the TPM goes on."""
+def test_a_command_is_carried_out_at_most_once() -> None:
+    """If a daemon is killed with a command under way, the next daemon answers it with a failure: that is all that the
+    waiting program in the guest notices, and the TPM works on."""
     with tempfile.TemporaryDirectory(prefix="xb") as folder, machine_of_processes(Path(folder)) as host:
         dom0 = host.serve()
         host.agent(1)
@@ -270,7 +271,7 @@ def test_a_command_is_done_at_most_once() -> None:
 
 
 async def test_the_agent_is_killed(machine: Machine) -> None:
-    """The next agent finds the TPM as it was; a command that waited for the old one's answer has ended with it."""
+    """The next agent finds the TPM as it was; a command that waited for an answer has ended with the old agent."""
     async with pair(machine) as (_, guest, id):
         await machine.start(tpm.GUEST)
         _, before = await ask(guest, id, extend(10), pcr_read(10))
@@ -281,18 +282,19 @@ async def test_the_agent_is_killed(machine: Machine) -> None:
 
 
 async def test_one_user_of_a_uuid(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second device with the same uuid is refused, and says why; the first goes on."""
+    """A second device with the same uuid is refused with a reason; the first works on."""
     monkeypatch.setattr("xenbusd_vtpm.tpm.LOCK_S", 0.1)
     async with pair(machine) as (_, guest, id):
         second = await attach(machine, UUID, devid=1)
         await machine.until(second, backend=State.CLOSED)
-        assert b"is in use by another device" in (await machine.read(second.error_path(Side.BACKEND)) or b"")
+        told = await machine.read(second.error_path(Side.BACKEND)) or b""
+        assert told.startswith(b"%d the TPM %s is in use by another device" % (errno.EBUSY, UUID.encode()))
         await machine.detach(second)
         assert [result(answer) for answer in await ask(guest, id, GET_RANDOM)] == ["00000000"]
 
 
 async def test_a_uuid_is_no_path(machine: Machine) -> None:
-    """What is no uuid is refused, and no folder is made."""
+    """A text that is not a uuid is refused, and no folder is made."""
     await serve(machine)
     await agent(machine)
     id = machine.id("vtpm")
@@ -303,8 +305,8 @@ async def test_a_uuid_is_no_path(machine: Machine) -> None:
     await machine.detach(id)
 
 
-async def test_half_made_state_does_not_count(machine: Machine) -> None:
-    """What a crash has left of a TPM's making is made anew."""
+async def test_a_half_made_tpm_is_made_anew(machine: Machine) -> None:
+    """A TPM whose making was interrupted by a crash is made anew."""
     home = machine.folder / "tpms" / UUID
     (home / "new").mkdir(parents=True)
     (home / "new" / "tpm2-00.permall").write_bytes(b"half")
@@ -323,5 +325,7 @@ async def test_there_is_no_swtpm(machine: Machine, monkeypatch: pytest.MonkeyPat
     await agent(machine)
     id = await attach(machine)
     await machine.until(id, backend=State.CLOSED)
-    assert b"apt-get install swtpm swtpm-tools" in (await machine.read(id.error_path(Side.BACKEND)) or b"")
+    told = await machine.read(id.error_path(Side.BACKEND)) or b""
+    assert told.startswith(b"%d " % errno.ENOPKG)
+    assert b"apt-get install swtpm swtpm-tools" in told
     await machine.detach(id)

@@ -34,14 +34,14 @@ def test_head_as_linux_writes_it() -> None:
 
 
 def test_room_is_all_pages_without_the_head() -> None:
-    """8 + 4n bytes are the head's: as Linux and mini-os count, not as the header's comment does."""
+    """The head has 8 + 4n bytes, as in Linux and mini-os; the comment in Xen's header is wrong."""
     assert (Head(0, 0, 0, ()).data_at, Head(0, 0, 0, ()).room) == (8, 4088)
     assert (Head(0, 0, 0, (1, 2)).data_at, Head(0, 0, 0, (1, 2)).room) == (16, 4080 + 8192)
 
 
 @pytest.mark.parametrize("head", ["f90f0000 01 00 00 00", "ffffffff 01 00 00 ff", "00000000 04 00 00 00"])
 def test_what_cannot_be(head: str) -> None:
-    """More bytes than there is room for, and states that there are not, are the other end's fault."""
+    """A length beyond the pages' room, and a state that does not exist, are the other end's fault."""
     with pytest.raises(OtherendError):
         read_head(page(head))
 
@@ -49,7 +49,7 @@ def test_what_cannot_be(head: str) -> None:
 @pytest.mark.parametrize("extra", [0, 1, 3, 255])
 @pytest.mark.parametrize("length", [0, 1, 4080, 4088])
 def test_pieces_cover_a_message_once(extra: int, length: int) -> None:
-    """The pieces follow each other in the message, and each lies in its page behind what else is there."""
+    """The pieces are consecutive in the message; the first one follows the head in its page."""
     head = Head(length, 0, 0, tuple(range(extra)))
     layout = pieces(head, length)
     assert [piece.start for piece in layout] == [
@@ -72,13 +72,13 @@ def test_whole_messages() -> None:
 
 
 def test_refusals_are_responses() -> None:
-    """They look as each version's own."""
+    """Refusals have each version's own tag and result."""
     assert TPM_2_0.refusal(TPM_2_0.failure).hex() == "80010000000a00000101"
     assert TPM_1_2.refusal(TPM_1_2.failure).hex() == "00c40000000a00000009"
 
 
 def test_only_reading_needs_no_store() -> None:
-    """Whatever changes something, or has a session, whose nonces change, is followed by a store."""
+    """A command that changes something is followed by a store; so is one with a session, whose nonces change."""
     assert leaves_state_alone(PCR_READ)
     assert not leaves_state_alone(EXTEND)
     assert not leaves_state_alone(b"\x80\x02" + PCR_READ[2:])

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 
 import pytest
 
 from xenbusd.errors import UsageError
 from xenbusd_vtpm import settings
-from xenbusd_vtpm.settings import parse_settings, parse_uuid
+from xenbusd_vtpm.settings import OPTIONS, parse_settings, parse_uuid
 
 UUID = "01234567-89ab-cdef-0123-456789abcdef"
 
 
+def test_the_readme_lists_every_option() -> None:
+    """Each key of the table, with its default where it has a simple one."""
+    readme = (Path(settings.__file__).parent / "README.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| (?:backend|frontend) \| .* \| (.*) \|$", readme, re.M))
+    assert list(rows) == list(OPTIONS)
+    assert (rows["version"], rows["vtpmx"]) == (OPTIONS["version"].default, str(OPTIONS["vtpmx"].default).lower())
+
+
 def test_uuids() -> None:
-    """Either case is read, one is kept."""
+    """Upper case is accepted, and turned into lower case."""
     assert parse_uuid(UUID.upper()) == UUID
 
 
 @pytest.mark.parametrize(
     "text", ["", "..", "../" + UUID, UUID + "/..", UUID + "\n", UUID[:-1], UUID.replace("-", ""), "٠" * 36, UUID + "\0"]
 )
-def test_what_is_no_uuid(text: str) -> None:
-    """Nothing that could lead out of the state's folder is a uuid."""
+def test_texts_that_are_not_uuids(text: str) -> None:
+    """Nothing that could lead out of the state folder is a uuid."""
     with pytest.raises(UsageError, match="is no uuid"):
         parse_uuid(text)
 
@@ -34,7 +44,7 @@ def test_an_empty_table() -> None:
 
 
 def test_a_full_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every key is read; the agent's is left alone."""
+    """The backend reads each of its keys, and accepts the agent's."""
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     options = {
         "state_dir": "/srv/tpms",
@@ -73,8 +83,8 @@ def test_mistakes(options: dict[str, object], said: str, monkeypatch: pytest.Mon
         parse_settings(options, "/run")
 
 
-def test_the_user_is_only_root_s_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever is not root runs swtpm as himself; root as tss, if there is one."""
+def test_only_root_chooses_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only root can run swtpm as another user: by default as tss, if there is such a user."""
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert parse_settings({"user": "root"}, "/run").user is None
     monkeypatch.setattr(os, "geteuid", lambda: 0)

@@ -12,7 +12,7 @@ UUID = "01234567-89ab-cdef-0123-456789abcdef"
 
 
 def test_keys_as_libxl_writes_them() -> None:
-    """handle, uuid and resume; and the version, which xl cannot say."""
+    """handle, uuid and resume; and the version, for which xl has no parameter."""
     keys = directories(Devid(3), {"uuid": UUID.upper(), "version": "1.2"})
     assert keys.backend == {"handle": "3", "uuid": UUID, "resume": "False", "tpm-version": "1.2"}
     assert keys.frontend == {"handle": "3"}
@@ -29,6 +29,6 @@ def test_keys_as_libxl_writes_them() -> None:
     ],
 )
 def test_mistakes(parameters: dict[str, str], said: str) -> None:
-    """Each is answered with what to do."""
+    """Each message says what to write."""
     with pytest.raises(UsageError, match=said):
         directories(Devid(0), parameters)

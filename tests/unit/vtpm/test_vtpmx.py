@@ -11,16 +11,17 @@ from typing import Any
 
 import pytest
 
+from xenbusd.errors import ResourceError
 from xenbusd_vtpm import vtpmx
 from xenbusd_vtpm.protocol import TPM_1_2, TPM_2_0, TPM_HEAD, Version
-from xenbusd_vtpm.vtpmx import FLAG_TPM2, NEW_DEV, NEW_DEV_ARGUMENT, SET_LOCALITY, ProxyTpm, VtpmxError
+from xenbusd_vtpm.vtpmx import FLAG_TPM2, NEW_DEV, NEW_DEV_ARGUMENT, SET_LOCALITY, ProxyTpm
 
 COMMAND = bytes.fromhex("80010000000c0000017b0008")
 ANSWER = bytes.fromhex("80010000000a00000000")
 
 
 class Kernel:
-    """What the proxy's device and its ioctl do; `end` is where the kernel sits."""
+    """Does what the proxy's device and its ioctl do; `end` is the kernel's end."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.device = str(folder / "vtpmx")
@@ -58,7 +59,7 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize(("version", "flags"), [(TPM_2_0, FLAG_TPM2), (TPM_1_2, 0)], ids=["2.0", "1.2"])
 async def test_commands_and_localities(kernel: Kernel, version: Version, flags: int) -> None:
-    """Commands are answered in turn; the kernel's word about the locality is not one of them."""
+    """Commands are answered in turn; the kernel's message about the locality is not passed on as a command."""
     done: list[tuple[bytes, int]] = []
 
     async def execute(command: bytes, locality: int) -> bytes:
@@ -73,13 +74,13 @@ async def test_commands_and_localities(kernel: Kernel, version: Version, flags: 
     assert await kernel.ask(locality) == version.refusal(0)
     assert await kernel.ask(COMMAND) == ANSWER
     assert done == [(COMMAND, 0), (COMMAND, 3)]
-    assert not proxy.over
+    assert not proxy.ended
     await proxy.close()
     await proxy.close()
 
 
 async def test_the_kernel_gives_it_up(kernel: Kernel) -> None:
-    """When the kernel does not take answers any more, that is the end of it."""
+    """When the kernel takes no more answers, the TPM has ended."""
 
     async def execute(command: bytes, locality: int) -> bytes:
         del command, locality
@@ -90,18 +91,18 @@ async def test_the_kernel_gives_it_up(kernel: Kernel) -> None:
     await asyncio.get_running_loop().sock_sendall(kernel.end, COMMAND)
     async with asyncio.timeout(20):
         await asyncio.wait([proxy._task])
-    assert proxy.over
+    assert proxy.ended
     await proxy.close()
 
 
 async def test_no_proxy(kernel: Kernel, tmp_path: Path) -> None:
-    """Without the module, or without its consent, the message says what to do."""
+    """If the module is missing, or refuses, the message says what to do."""
 
     async def execute(command: bytes, locality: int) -> bytes:
         raise AssertionError(command, locality)
 
-    with pytest.raises(VtpmxError, match="modprobe tpm_vtpm_proxy"):
+    with pytest.raises(ResourceError, match="modprobe tpm_vtpm_proxy"):
         ProxyTpm(execute, TPM_2_0, device=str(tmp_path / "nonexistent"))
     kernel.error = OSError(errno.ENODEV, "No such device")
-    with pytest.raises(VtpmxError, match="makes no TPM: No such device"):
+    with pytest.raises(ResourceError, match="makes no TPM: No such device"):
         ProxyTpm(execute, TPM_2_0, device=kernel.device)
