@@ -160,7 +160,7 @@ def _host(value: object) -> str:
 def _class_name(value: object) -> str:
     if isinstance(value, str) and re.fullmatch(r"[a-z][a-z0-9_]*", value):
         return value
-    raise ValueError(f"{value!r} is no device class: one is a word such as vbd")
+    raise ValueError(f"{value!r} is not a device class: write a word such as vbd")
 
 
 def _classes(value: object) -> tuple[str, ...]:

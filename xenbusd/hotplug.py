@@ -49,7 +49,7 @@ class ScriptRunner:
 
     Args:
         timeout_s: seconds until a script's whole process group is killed.
-        store_socket: the store's socket for xenstore-read and its kin (XENSTORED_PATH); None: where they look anyway.
+        store_socket: the store's socket for xenstore-read and its kin (XENSTORED_PATH); None: their default.
         log: gets one line for each run.
         scripts_dir: the directory of scripts given by their bare names.
         drivers: the backend drivers, by class, each of which says how its scripts are called; a class that is not among
@@ -133,7 +133,7 @@ class ScriptRunner:
         return path
 
     def _environ(self, kind: str, domid: str, devid: str) -> dict[str, str]:
-        """Our own environment, and what libxl adds to it."""
+        """Our own environment with what libxl adds to it."""
         environ = child_environ()
         environ["XENBUS_TYPE"] = kind
         environ["XENBUS_PATH"] = f"backend/{kind}/{domid}/{devid}"
@@ -144,7 +144,7 @@ class ScriptRunner:
 
     @contextlib.asynccontextmanager
     async def _turn(self, device: str) -> AsyncIterator[None]:
-        """Wait for the device's turn; the last one to leave takes the lock away."""
+        """Wait until no other script of the device runs; the last to leave removes the device's lock."""
         lock, users = self._turns.setdefault(device, (asyncio.Lock(), []))
         users.append(None)
         try:

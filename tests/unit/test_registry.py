@@ -109,7 +109,7 @@ def test_a_wanted_class_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_wanted_class_that_is_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """The user's mistake, said as such."""
     install(monkeypatch, toy_backend="toys:ToyBackend")
-    with pytest.raises(UsageError, match="'Toy' is no device class"):
+    with pytest.raises(UsageError, match="'Toy' is not a device class"):
         registry.find(Side.BACKEND, ["Toy"])
 
 
@@ -142,9 +142,9 @@ def test_one_driver_installed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
             "entry point pear.backend names toys:ToyBackend, which is the backend of toy",
         ),
         ("toy.backend", "toys:ToyFrontend", "names toys:ToyFrontend, which is the frontend of toy"),
-        ("TOY.backend", "toys:ToyBackend", "entry point 'TOY.backend' of toys:ToyBackend: 'TOY' is no device class"),
-        (".backend", "toys:ToyBackend", "is no device class"),
-        ("backend", "toys:ToyBackend", "is no device class"),
+        ("TOY.backend", "toys:ToyBackend", "entry point 'TOY.backend' of toys:ToyBackend: 'TOY' is not a device class"),
+        (".backend", "toys:ToyBackend", "is not a device class"),
+        ("backend", "toys:ToyBackend", "is not a device class"),
     ],
 )
 def test_a_driver_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str) -> None:

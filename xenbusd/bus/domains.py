@@ -1,4 +1,4 @@
-"""The lives of the domains at the other ends."""
+"""Follows the lives of other domains: their devices learn when they may have been shut down, and when they are gone."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from xenbusd.ids import Domid
 from xenbusd.store.client import StoreClient
 
 RELEASE = "@releaseDomain"
-"""The special watch that fires when some domain, unnamed, was shut down or destroyed."""
+"""The special watch that fires when a domain was shut down or destroyed; it does not say which."""
 
 
 async def follow_domains(store: StoreClient, scans: Sequence[Scan]) -> None:
-    """On each `@releaseDomain`, which names nobody and may mean only a shutdown, ask after every domain (T14, T57).
+    """On each `@releaseDomain`, which names no domain and may mean only a shutdown, check every domain that is an other
+    end of the scans' devices (T14, T57). Runs until it is cancelled.
 
-    Ends at once where the store does not tell us: there the loss of the other end's directory is the only sign.
+    Returns at once where the store refuses the watch: there the loss of the other end's directory is the only sign.
     """
     try:
         watch = await store.watch(RELEASE)
@@ -31,6 +32,6 @@ async def follow_domains(store: StoreClient, scans: Sequence[Scan]) -> None:
             try:
                 alive = await store.is_domain_introduced(domid)
             except AccessDenied:
-                alive = True  # unprivileged: we cannot ask; the looks that follow will tell
+                alive = True  # unprivileged: we may not ask; its devices observe the store and will see
             for scan in scans:
                 (scan.wake_domain if alive else scan.domain_gone)(domid)

@@ -1,4 +1,4 @@
-"""What a driver is: one class for each end, with one coroutine to write."""
+"""A driver: one class for each end, with one coroutine to write, and declarations about its class of devices."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from xenbusd.errors import UsageError
 from xenbusd.ids import DeviceClass, Devid, Domid
 
 API_VERSION = 1
-"""Raised when a driver written for the version before would no longer work."""
+"""Increased when a driver written for the previous version would no longer work."""
 
 Dev = TypeVar("Dev")
 
 
 class Directories(NamedTuple):
-    """The keys that a toolstack writes for a new device, besides those that every class has."""
+    """The keys that a toolstack writes for a new device, in addition to those of every class."""
 
     backend: dict[str, str]
     frontend: dict[str, str]
 
 
 class ScriptCall(NamedTuple):
-    """How a hotplug script is called, besides what is the same for every class."""
+    """How a class's hotplug script is called, as far as that differs from other classes."""
 
     arguments: tuple[str, ...]
     variables: Mapping[str, str] = {}
-    """More for its environment."""
+    """Added to its environment."""
 
 
 class Driver(ABC, Generic[Dev]):
     """Common to both ends. Subclass `Backend` or `Frontend`, naming the class: `class X(Backend, device_class="x")`.
 
-    There is one instance for each device, for as long as the device is there.
+    There is one instance for each device; it lasts as long as the device.
     """
 
     device_class: ClassVar[DeviceClass]
@@ -47,7 +47,7 @@ class Driver(ABC, Generic[Dev]):
     api_version: ClassVar[int] = API_VERSION
 
     counters: ClassVar[tuple[Measure, ...]] = ()
-    """What the driver counts besides what the bus does for every device: `Counter`s and `Histogram`s."""
+    """The driver's own `Counter`s and `Histogram`s, in addition to those of every device."""
 
     def __init_subclass__(cls, *, device_class: str | None = None, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
@@ -56,10 +56,10 @@ class Driver(ABC, Generic[Dev]):
 
     @classmethod
     def check_options(cls, options: Mapping[str, object]) -> None:
-        """Look at the class's table of the configuration file, before anything is served. By default all is well.
+        """Check the class's table of the configuration file, before any device is served. By default accept it.
 
         Args:
-            options: what devices get as `options`; it may hold keys of the other end.
+            options: what devices get as `options`; it may hold keys for the other end's driver.
 
         Raises:
             UsageError: naming the table and the key.
@@ -68,16 +68,16 @@ class Driver(ABC, Generic[Dev]):
 
     @abstractmethod
     async def run(self, dev: Dev) -> None:
-        """Live through one connection. Called again when the other end comes back."""
+        """Serve or use one connection, from its beginning to its end. Called again when the other end reconnects."""
 
     def condition(self) -> Iterable[Finding]:
-        """Say what only this living device knows of why it is not in use as it should be: an image server restarts, the
-        disk is paused. Called at any time, from `xenbusctl show`. By default nothing.
+        """Say what keeps this device from being used, as far as only the running driver knows: its image server is
+        being restarted, the disk is paused. `xenbusctl show` calls it, at any time. By default nothing.
         """
         return ()
 
     async def close(self) -> None:
-        """Give up what was kept from one connection to the next: the device is gone, or the daemon stops."""
+        """Release what was kept from one connection to the next: the device is gone, or the daemon stops."""
 
 
 class Backend(Driver[BackendDevice]):
@@ -85,25 +85,25 @@ class Backend(Driver[BackendDevice]):
 
     side = Side.BACKEND
     claimed_by_script: ClassVar[str | None] = None
-    """For a class that Linux has a backend for as well: the hotplug script, by its bare name, whose devices are ours
-    in arbiter mode. None: every device of the class is ours."""
+    """For a class for which Linux has a backend as well: the bare name of the hotplug script whose devices are ours in
+    arbiter mode. None: every device of the class is ours."""
 
     linux_module: ClassVar[str | None] = None
-    """Linux's own backend for the class: the kernel module, as modprobe takes it. None: Linux has none."""
+    """The kernel module with Linux's own backend for the class, as modprobe takes it. None: Linux has none."""
 
     live: ClassVar[Mapping[str, str]] = {}
     """Keys of the backend's directory that may be changed while it is Connected, and what they mean."""
 
     @classmethod
     def parse_devid(cls, text: str) -> Devid:
-        """Read a device's number as `xenbusctl attach --devid` takes it: decimal, or what the class calls its devices.
+        """Read a device's number as `xenbusctl attach --devid` takes it: decimal, or a name that the class knows.
 
         Raises:
-            UsageError: it is none.
+            UsageError: it is not a number or name of the class.
         """
         number = parse_number(text)
         if number is None:
-            raise UsageError(f"{text!r} is no device number: write it in decimal")
+            raise UsageError(f"{text!r} is not a device number: write it in decimal")
         return Devid(number)
 
     @classmethod
@@ -129,8 +129,8 @@ class Backend(Driver[BackendDevice]):
 
     @classmethod
     def explain(cls, nodes: Nodes) -> Iterable[Finding]:
-        """Say what both directories tell of why a device is not in use as it should be, as far as only a driver of this
-        class can read it there. Pure: it works without a daemon. By default nothing.
+        """Say what keeps a device from being used, as far as both directories alone tell a driver of the class. Pure:
+        it works without a daemon. By default nothing.
 
         Args:
             nodes: both directories; the frontend's may hold anything.
@@ -140,8 +140,8 @@ class Backend(Driver[BackendDevice]):
 
     @classmethod
     def script_call(cls, action: str, domid: Domid, devid: Devid) -> ScriptCall:
-        """Say how the class's hotplug scripts are called, as libxl calls them. By default as a disk's are: with the
-        action alone.
+        """Say how the class's hotplug scripts are called, which must be as libxl calls them. By default with the action
+        alone, as a disk's are.
 
         Args:
             action: "add", before the device connects for the first time, or "remove", after it has closed for good.

@@ -1,4 +1,4 @@
-"""Where a device pair lives in the store. Pure.
+"""The names of a device pair, and where its directories are in the store. Pure.
 
 Source: docs/misc/xenstore-paths.pandoc; interop with libxl: libxl_device.c (libxl__device_generic_add).
 """
@@ -112,17 +112,17 @@ def parse_name(name: str) -> DeviceId:
         if domid is not None and devid is not None and backend_domid is not None:
             return DeviceId(DeviceClass(parts[0]), Domid(domid), Devid(devid), Domid(backend_domid))
     raise UsageError(
-        f"{name!r} is no device name: write CLASS/DOMID/DEVID, as in vbd/3/51712, and behind it @ and the backend's "
+        f"{name!r} is not a device name: write CLASS/DOMID/DEVID, as in vbd/3/51712, and behind it @ and the backend's "
         "domid if that is not 0"
     )
 
 
 def check_class(name: str) -> DeviceClass:
-    """Accept a device class name, or say what one looks like.
+    """Return a device class's name, or raise an error that says what one looks like.
 
     Raises:
         UsageError
     """
     if not _CLASS.fullmatch(name):
-        raise UsageError(f"{name!r} is no device class: use small letters, digits, - and _, as in vbd")
+        raise UsageError(f"{name!r} is not a device class: use small letters, digits, - and _, as in vbd")
     return DeviceClass(name)

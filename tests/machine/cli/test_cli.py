@@ -51,7 +51,7 @@ def leftovers(host: ProcessMachine) -> list[str]:
 BAD = {
     "no such domain": (["attach", "echo", "--domain", "77", "--devid", "0"], "there is no domain 77"),
     "no such class": (["attach", "tape", "--domain", "1", "--devid", "0"], "there are drivers for echo, vbd"),
-    "no class at all": (["attach", "Tape!", "--domain", "1", "--devid", "0"], "is no device class"),
+    "no class at all": (["attach", "Tape!", "--domain", "1", "--devid", "0"], "is not a device class"),
     "bad devid": (["attach", "vbd", "--domain", "1", "--devid", "disk1", "target=/x"], "write xvda"),
     "bad echo devid": (["attach", "echo", "--domain", "1", "--devid", "x"], "write it in decimal"),
     "no target": (["attach", "vbd", "--domain", "1", "--devid", "xvda"], "target=/path"),

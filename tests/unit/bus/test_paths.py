@@ -140,5 +140,5 @@ def test_class_names(name: str) -> None:
 @pytest.mark.parametrize("name", ["", "Vbd", "v/bd", "-vbd", "_x", "vbd\n", "v.bd", "a" * 33, "vbd*", "é"])
 def test_bad_class_names_are_refused(name: str) -> None:
     """Nothing that is another path, or that the store would refuse."""
-    with pytest.raises(UsageError, match="is no device class"):
+    with pytest.raises(UsageError, match="is not a device class"):
         check_class(name)
