@@ -16,10 +16,10 @@ from xenbusd.api import (
     UsageError,
     boolean,
     choice,
-    text,
 )
 from xenbusd_vbd.back.live import LIVE, LiveDisk
 from xenbusd_vbd.back.pages import CopiedPages, Pages, PersistentPages
+from xenbusd_vbd.back.properties import properties
 from xenbusd_vbd.back.server import BlockServer
 from xenbusd_vbd.image.engine import Engine
 from xenbusd_vbd.image.opening import open_engine
@@ -30,22 +30,18 @@ from xenbusd_vbd.protocol import (
     DEFAULT_ABI,
     INDIRECT_SEGMENTS_MAX,
     MAX_RING_PAGE_ORDER,
-    SECTOR,
-    VDISK_CDROM,
-    VDISK_READONLY,
-    VDISK_REMOVABLE,
     Abi,
     Request,
 )
 from xenbusd_vbd.toolstack import directories, live_keys, parse_vdev
 
 QUEUES_MAX = 4
-"""Queues that a frontend may have, unless the configuration says otherwise. They share one thread of ours: they are for
-the guest's processors."""
+"""Queues that a frontend may have, unless the configuration says otherwise. One thread of ours serves them all: they
+let several processors of the guest send requests at once."""
 
 
 class VbdBackend(Backend, device_class="vbd"):
-    """Serve one disk."""
+    """Serve one image as a disk."""
 
     claimed_by_script = "block-xenbusd"
     linux_module = "xen-blkback"
@@ -53,7 +49,7 @@ class VbdBackend(Backend, device_class="vbd"):
 
     @classmethod
     def check_options(cls, options: Mapping[str, object]) -> None:
-        """Take those of `xenbusd_vbd.options`."""
+        """Accept the options of `xenbusd_vbd.options`."""
         check(options)
 
     @classmethod
@@ -63,7 +59,7 @@ class VbdBackend(Backend, device_class="vbd"):
 
     @classmethod
     def directories(cls, devid: Devid, parameters: Mapping[str, str]) -> Directories:
-        """Take target=, mode= and the others of `xenbusd_vbd.toolstack.PARAMETERS`; a local target must be there."""
+        """Accept target=, mode= and the others of `xenbusd_vbd.toolstack.PARAMETERS`. A local target must exist."""
         keys = directories(devid, parameters)
         params = parse(keys.backend["params"])
         path = params.path
@@ -80,11 +76,11 @@ class VbdBackend(Backend, device_class="vbd"):
 
     @classmethod
     def live_keys(cls, parameters: Mapping[str, str]) -> dict[str, str]:
-        """Take iops=, bandwidth= and pause=."""
+        """Accept iops=, bandwidth= and pause=."""
         return live_keys(parameters)
 
     async def run(self, dev: BackendDevice) -> None:
-        """Live through one connection: open the image, connect, serve until the frontend has closed."""
+        """Serve one connection: open the image, connect, and serve until the frontend has closed."""
         queues = int(dev.options.get("queues", QUEUES_MAX))
         await dev.advertise(
             max_ring_page_order=MAX_RING_PAGE_ORDER,
@@ -115,31 +111,3 @@ class VbdBackend(Backend, device_class="vbd"):
         return BlockServer(
             link, abi, engine, pages, disk.limits, indirect_segments=INDIRECT_SEGMENTS_MAX, failed=failed
         )
-
-
-async def properties(dev: BackendDevice, engine: Engine) -> dict[str, int]:
-    """What the frontend reads once we are Connected (T27)."""
-    info = 0 if engine.writable else VDISK_READONLY
-    if await dev.own.read("removable", boolean, default=False):
-        info |= VDISK_REMOVABLE
-    if await dev.own.read("device-type", text, default="disk") == "cdrom":
-        info |= VDISK_CDROM
-    published = {
-        "sectors": engine.sectors,
-        "info": info,
-        "sector_size": SECTOR,  # the one value that every frontend reads alike (T35)
-        "physical_sector_size": engine.physical_sector_bytes,
-        "feature_persistent": 1,
-        "feature_flush_cache": int(engine.writable),
-        "feature_barrier": int(engine.writable),
-    }
-    if not await dev.own.read("discard-enable", boolean, default=True):
-        engine.can_discard = engine.can_discard_securely = False
-    if engine.can_discard:
-        published |= {
-            "feature_discard": 1,
-            "discard_granularity": engine.discard_granularity,
-            "discard_alignment": engine.discard_alignment,
-            "discard_secure": int(engine.can_discard_securely),
-        }
-    return published

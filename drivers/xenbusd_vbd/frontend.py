@@ -27,7 +27,7 @@ class VbdFrontend(Frontend, device_class="vbd"):
 
     @classmethod
     def check_options(cls, options: Mapping[str, object]) -> None:
-        """Take those of `xenbusd_vbd.options`."""
+        """Accept the options of `xenbusd_vbd.options`."""
         check(options)
 
     def __init__(self) -> None:

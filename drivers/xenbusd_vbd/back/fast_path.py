@@ -1,9 +1,10 @@
-"""The short way: what most requests are, done within one function.
+"""The fast path: plain requests are carried out within one function.
 
-Most requests read or write whole pages that are mapped already: one of them, or as many as descriptors in another page
-name. On an image in memory, or one that the page cache holds, that takes a single system call. Going through a request,
-a job, the pages and the engine would cost them ten times that. So this is the one place where a slot is parsed,
-checked, carried out and answered in one loop; whatever is not as plain as that is left to the long way, in BlockServer.
+A plain request reads or writes whole pages that are mapped already: one page that its slot names, or as many as the
+descriptors in another page name. Most requests are plain. On an image in memory, or one that the page cache holds, they
+take a single system call; to go through a request, a job, the pages and the engine would cost ten times as much. So
+this is the one place where a slot is parsed, checked, carried out and answered in one loop. Any other request is left
+to the slow path, in BlockServer.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ _SHIFT = 9
 
 
 class FastPath:
-    """The short way of one ring.
+    """The fast path of one ring. The caller sets `fd`, `flags`, `ops` and `sectors` before it calls `answer`.
 
     Args:
         abi: its layout.
         cache: the frontend's pages that are mapped.
-        indirect: the most segments of an indirect request, one page of descriptors; 0 if none were offered.
+        indirect: the most segments of an indirect request; 0 if none were offered. Requests of more than one page of
+            descriptors are not plain.
     """
 
     __slots__ = (
@@ -60,24 +62,24 @@ class FastPath:
         self._mapped = cache.mapped
         self._used = cache.used
         self.fd = -1
-        """The image."""
+        """A descriptor of the image."""
         self.flags = 0
         """For preadv, such as RWF_NOWAIT."""
         self.ops = 0
-        """How many operations may be done so: 1 for READ alone, 2 for WRITE as well."""
+        """Operations below this number are carried out: 1 for READ alone, 2 for READ and WRITE."""
         self.sectors = 0
         """The disk's capacity."""
 
     def answer(self, run: bytes, first: int, count: int) -> tuple[list[bytes], int]:
-        """Do requests from the front of a run, up to the first that is not plain.
+        """Carry out requests from the front of a run, up to the first that is not plain or fails.
 
         Args:
             run: a private copy of slots.
-            first: the slot to begin with.
-            count: how many there are from there on.
+            first: number of the slot to begin with.
+            count: slots from there on.
 
         Returns:
-            The answers, all of them OKAY, of the requests that were done; and the bytes that these moved.
+            The answers, all of them OKAY, of the requests that were carried out; and the bytes that these moved.
         """
         unpack, pack, mapped, used, slot_bytes = self._unpack, self._pack, self._mapped, self._used, self._slot_bytes
         unpack_indirect, indirect = self._unpack_indirect, self._indirect
@@ -112,7 +114,7 @@ class FastPath:
                     done = os.preadv(fd, pages, sector << _SHIFT, flags)
                 else:
                     done = os.pwritev(fd, pages, sector << _SHIFT)
-            except OSError:  # the long way meets it again, and says what it is
+            except OSError:  # the slow path meets the error again, and reports it
                 break
             if done != segments * PAGE_SIZE:
                 break

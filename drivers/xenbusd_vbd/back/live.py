@@ -1,7 +1,7 @@
-"""What may change of a disk while a guest uses it: its size, its limits, and whether it runs at all.
+"""A disk in use: its size, its limits and its pause may change while a guest uses it.
 
-The toolstack writes keys into the backend's directory (`LIVE`), and each change takes effect at once. They stay there,
-so that the next process of ours finds them.
+The toolstack writes keys into the backend's directory (`LIVE`), and each change takes effect at once. The keys stay
+there, so that the next daemon finds them.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from xenbusd_vbd.image.engine import Engine
 LIVE = {
     "iops": "requests a second; 0 for no limit",
     "bandwidth": "bytes a second, such as 50M; 0 for no limit",
-    "pause": "1 to answer no more requests and let go of the image, 0 to go on",
+    "pause": "1 to answer no more requests and close the image, 0 to resume",
 }
 """Keys of the backend's directory that take effect while it is Connected."""
 
-LOOK_S = 2.0
-"""How often an image is asked for its size."""
+SIZE_POLL_S = 2.0
+"""Between two inspections of the image's size."""
 
 QUIET_S = 0.3
-"""A guest whose disk was detached by force has no more to say, if it has said nothing for so long."""
+"""After a forced detach, a guest that has sent no request for so long is taken to have no more."""
 
 FORCED_S = 5.0
-"""How long such a guest is served at most."""
+"""How long a guest is served at most after a forced detach."""
 
 _RATE = unsigned(1 << 62, "rate")
 
@@ -49,7 +49,7 @@ class LiveDisk:
 
     Args:
         dev: whose disk.
-        open_engine: opens its image, as `params` says by then.
+        open_engine: opens the image that `params` names by then.
     """
 
     def __init__(self, dev: BackendDevice, open_engine: Callable[[], Awaitable[Engine]]) -> None:
@@ -61,14 +61,15 @@ class LiveDisk:
         self._sectors = 0
         """As published."""
         self._turn = asyncio.Lock()
-        """Held while the engine changes, or is asked."""
-        self._told = ""
+        """Held while the engine is replaced, or its size is inspected."""
+        self._logged = ""
+        """The problem that was logged last."""
 
     async def open(self) -> Engine | None:
-        """Open the image for the first time; None if the process before us left the disk paused.
+        """Open the image for the first time. Return None if the previous daemon left the disk paused.
 
         Raises:
-            ResourceError
+            ResourceError: the image cannot be opened as asked.
         """
         own = self._dev.own
         if self._dev.adopted and await own.read("paused", boolean, default=False):
@@ -79,7 +80,7 @@ class LiveDisk:
         return self._engine
 
     async def serve(self, links: Sequence[BackLink[Raw, Raw]], servers: Sequence[BlockServer]) -> None:
-        """Serve all queues for as long as the connection lasts, and finish what is under way then."""
+        """Serve all queues for as long as the connection lasts, then finish the requests that were taken."""
         self._servers = servers
         try:
             async with asyncio.TaskGroup() as group:
@@ -97,10 +98,10 @@ class LiveDisk:
                 await server.finish(stopping=self._dev.stopping)
 
     async def _outlast_frontend(self) -> None:
-        """Serve on for a moment, if the frontend's directory is gone and ours is not: `xl block-detach --force`.
+        """Serve for a moment longer if the frontend's directory is gone and ours is not: `xl block-detach --force`.
 
-        The guest is not asked then, and Linux's blkfront first writes what its page cache holds. Unanswered, that waits
-        for ever, and with it whoever used the disk; xl waits for us 10 s (LIBXL_DESTROY_TIMEOUT).
+        The guest is not asked then. Linux's blkfront writes out what its page cache holds, and if those writes are not
+        answered, the programs that used the disk wait for ever. xl waits 10 s for the backend (LIBXL_DESTROY_TIMEOUT).
         """
         loop, counters = asyncio.get_running_loop(), self._dev.counters
         deadline = loop.time() + FORCED_S
@@ -116,22 +117,22 @@ class LiveDisk:
             await asyncio.sleep(QUIET_S)
 
     async def close(self) -> None:
-        """Let go of the image. Idempotent."""
+        """Close the image. Idempotent."""
         engine, self._engine = self._engine, None
         if engine is not None:
             await engine.close()
 
-    # -- what changes ----------------------------------------------------------------------------------------------
+    # -- changes ---------------------------------------------------------------------------------------------------
 
     async def _follow_keys(self) -> None:
-        """Heed the keys, now and after each change."""
+        """Carry out what the keys say, now and after each change."""
         rates = (0, 0)
         async for _ in self._dev.changes():
             try:
                 wanted = (await self._rate("iops"), await self._rate("bandwidth"))
                 pause = await self._dev.own.read("pause", boolean, default=False)
             except NodeValueError as error:
-                self._tell(f"{error}; it stays as it was")
+                self._log_once(f"{error}; the disk stays as it was")
                 continue
             if wanted != rates:
                 rates = wanted
@@ -149,7 +150,7 @@ class LiveDisk:
         return await self._dev.own.read(key, _RATE, default=0)
 
     async def _pause(self) -> None:
-        """Answer what is under way, hold the rest, and let go of the image: somebody else may have it meanwhile."""
+        """Answer the requests under way, hold the others, and close the image, so that other programs may use it."""
         for server in self._servers:
             await server.pause()
         await self.close()
@@ -157,15 +158,16 @@ class LiveDisk:
         self._dev.log.info("disk.paused")
 
     async def _resume(self) -> None:
-        """Take the image back, unless it has become smaller, or is not there to be had: then the pause goes on."""
+        """Open the image again. If it cannot be opened, or has become smaller, the disk stays paused."""
         try:
             engine = await self._open_engine()
             if engine.sectors < self._sectors:
                 await engine.close()
-                small = f"its image has {engine.sectors} sectors now, and the guest knows {self._sectors}"
-                raise ResourceError(small, errno.EFBIG)
+                raise ResourceError(
+                    f"its image has {engine.sectors} sectors now, and the guest knows {self._sectors}", errno.EFBIG
+                )
         except ResourceError as error:
-            self._tell(f"the disk stays paused: {error}")
+            self._log_once(f"the disk stays paused: {error}")
             await self._dev.report(error)
             return
         self._engine = engine
@@ -173,21 +175,21 @@ class LiveDisk:
             server.resume(engine)
         await self._dev.clear_error()
         await self._dev.republish({"paused": 0})
-        self._told = ""
+        self._logged = ""
         self._dev.log.info("disk.resumed")
         await self._grow(engine)
 
     async def _follow_size(self) -> None:
-        """Look at the size now and then: nothing tells of a file or device that grows."""
+        """Inspect the size now and then: the kernel notifies nobody of a file or device that grows."""
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(SIZE_POLL_S)
             async with self._turn:
                 if self._engine is None:
                     continue
                 try:
                     await self._engine.refresh()
                 except ResourceError as error:
-                    self._tell(str(error))
+                    self._log_once(str(error))
                     continue
                 await self._grow(self._engine)
 
@@ -198,10 +200,12 @@ class LiveDisk:
             await self._dev.republish({"sectors": engine.sectors})
             self._dev.log.info("disk.grown", sectors=engine.sectors)
         elif engine.sectors < self._sectors:
-            self._tell(f"the image has become smaller: {engine.sectors} sectors, and the guest knows {self._sectors}")
+            self._log_once(
+                f"the image has become smaller: {engine.sectors} sectors, and the guest knows {self._sectors}"
+            )
 
-    def _tell(self, problem: str) -> None:
-        """Log a problem once, however often it is met."""
-        if problem != self._told:
-            self._told = problem
+    def _log_once(self, problem: str) -> None:
+        """Log a problem, unless it was logged just before."""
+        if problem != self._logged:
+            self._logged = problem
             self._dev.log.warning("disk.failed", reason=problem)

@@ -18,7 +18,8 @@ ITEM = "tests/bench/xen/inside/measure.py"
 FIO = "/usr/bin/fio"
 START_S, CELL_S, BRING_UP_S, PROFILE_S = 300, 12, 30, 60
 """What setting up takes, and each fio run, disk attached and instrument beyond its own time, on a busy machine."""
-LOOK_S = 0.5
+READ_S = 0.5
+"""Between two reads of the file that the booted host writes its lines to."""
 
 
 def boot(order: dict[str, Any], out: Path) -> tuple[list[dict[str, Any]], float, str]:
@@ -79,7 +80,7 @@ class _Follower(threading.Thread):
 
     def run(self) -> None:
         load = OtherLoad()
-        while not self._over.wait(LOOK_S):
+        while not self._over.wait(READ_S):
             self._read(load)
         self._read(load)
 

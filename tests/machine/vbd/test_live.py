@@ -7,6 +7,7 @@ import os
 import random
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,7 +75,7 @@ async def taken(dom0: Process, id: DeviceId, count: int) -> None:
 async def test_an_image_that_grows(machine: Machine, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """T34: `sectors` is written anew and then `state` with the value that it has, which is what a frontend looks at;
     what is behind the old end can be written at once."""
-    monkeypatch.setattr(live, "LOOK_S", 0.01)
+    monkeypatch.setattr(live, "SIZE_POLL_S", 0.01)
     _dom0, peer, disk = await disk_of(machine, image)
     watch = await peer.store.watch(f"{peer.otherend_path}/state")
     watch.take()
@@ -89,15 +90,16 @@ async def test_an_image_that_grows(machine: Machine, image: Path, monkeypatch: p
     await disk.leave()
 
 
-async def test_an_image_that_shrinks(machine: Machine, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A guest cannot be told of that: its requests behind the new end fail, the others do not, and the log says it."""
-    monkeypatch.setattr(live, "LOOK_S", 0.01)
-    told: list[str] = []
-    monkeypatch.setattr(live.LiveDisk, "_tell", lambda _, problem: told.append(problem))
+async def test_an_image_that_shrinks(
+    machine: Machine, image: Path, monkeypatch: pytest.MonkeyPatch, logged: list[dict[str, Any]]
+) -> None:
+    """A guest cannot be told of that: its requests behind the new end fail, the others do not, and the log says so."""
+    monkeypatch.setattr(live, "SIZE_POLL_S", 0.01)
     dom0, peer, disk = await disk_of(machine, image)
     os.truncate(image, SIZE // 2)
-    await dom0.until(lambda: bool(told))
-    assert told[0] == f"the image has become smaller: {SECTORS // 2} sectors, and the guest knows {SECTORS}"
+    await dom0.until(lambda: any(line["event"] == "disk.failed" for line in logged))
+    [reason] = [line["reason"] for line in logged if line["event"] == "disk.failed"]
+    assert reason == f"the image has become smaller: {SECTORS // 2} sectors, and the guest knows {SECTORS}"
     assert await disk.write(SECTORS - 8, bytes(PAGE)) != OKAY
     assert await disk.write(0, bytes(PAGE)) == OKAY
     assert await peer.read("sectors") == b"%d" % SECTORS

@@ -1,4 +1,4 @@
-"""The short way does what the long way does, or leaves it to it."""
+"""The fast path does what the slow path does, or leaves a request to it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def fd(tmp_path: Path) -> Iterator[int]:
 
 
 class Bench:
-    """A short way with two pages mapped, 100 and 101, full of their numbers."""
+    """A fast path with two pages mapped, 100 and 101, full of their numbers."""
 
     def __init__(self, abi: Abi, fd: int) -> None:
         self.abi = abi
@@ -44,7 +44,7 @@ class Bench:
         self.fast = FastPath(abi, cache, 256)
 
     def answer(self, *slots: bytes, first: int = 0, ops: int = 2, sectors: int = SECTORS) -> list[tuple[int, int, int]]:
-        """Have it do slots; its answers, parsed."""
+        """Have it carry out slots. Return its answers, parsed."""
         run = b"".join(slot.ljust(self.abi.slot_bytes, b"\xee") for slot in slots)
         count = len(slots) - first
         self.fast.fd, self.fast.ops, self.fast.sectors = self.fd, ops, sectors
@@ -52,13 +52,13 @@ class Bench:
         return [self.abi.parse_response(answer, 0) for answer in answers]
 
     def on_disk(self, page: int) -> bytes:
-        """What is there."""
+        """The disk's page of this number."""
         return os.pread(self.fd, PAGE_SIZE, page * PAGE_SIZE)
 
 
 @EACH_ABI
 def test_reads_and_writes(abi: Abi, fd: int) -> None:
-    """Each is done where it says, in order, and answered; the pages are told of as used."""
+    """Each is carried out at its place, in order, and answered; its pages are noted as used."""
     bench = Bench(abi, fd)
     read = abi.pack_request(READ, 7, 24, (100,), 8)
     write = abi.pack_request(WRITE, 8, 40, (101,), 8)
@@ -104,7 +104,7 @@ def test_indirect_requests(abi: Abi, fd: int) -> None:
     ],
 )
 def test_what_is_not_plain_is_left(abi: Abi, fd: int, plain: object) -> None:
-    """It and everything behind it stay for the long way, untouched; what was before it is answered."""
+    """It and all behind it are left to the slow path, untouched; the requests before it are answered."""
     bench = Bench(abi, fd)
     slot = plain(abi)  # type: ignore[operator]
     good = abi.pack_request(READ, 9, 8, (100,), 8)
@@ -120,7 +120,7 @@ def test_a_read_only_disk(fd: int) -> None:
 
 
 def test_an_error_is_left(fd: int) -> None:
-    """What the image does not do in full, or at all, the long way meets again."""
+    """A request that the image does not carry out in full, or at all, is left to the slow path."""
     bench = Bench(X86_64, fd)
     read = X86_64.pack_request(READ, 1, SECTORS, (100,), 8)
     assert bench.answer(read, sectors=2 * SECTORS) == []  # the image ends before the disk does

@@ -18,7 +18,7 @@ MIB = 1 << 20
 
 
 class AtOnce:
-    """A short way on which every request is done, and moves so many bytes."""
+    """A fast path on which every request is carried out, and moves so many bytes."""
 
     def __init__(self, bytes_each: int) -> None:
         self.bytes_each = bytes_each
