@@ -61,53 +61,56 @@ class MappedRange:
             raise LocalProtocolError(f"{self.pages} pages cannot be unmapped: a slice of their view is still in use")
 
 
-Held = dict[object, Callable[[], None]]
-"""What has been mapped or shared and not given back -> what gives it back."""
+class Held:
+    """Pages that were mapped or shared, until they are given back.
 
+    Args:
+        memory: the pages.
+        give_back: unmaps or unshares pages at an address.
+        all_held: of one host; the pages are in it until they are given back.
+    """
 
-class RealMapping(Mapping):
-    """Made by `RealGrants.map`."""
-
-    def __init__(self, mapper: GrantMapper, memory: MappedRange, held: Held) -> None:
+    def __init__(self, memory: MappedRange, give_back: Callable[[int, int], None], all_held: set[Held]) -> None:
         self.view = memory.view
-        self._mapper = mapper
         self._memory = memory
-        self._held = held
-        held[self] = self.unmap
+        self._give_back = give_back
+        self._all_held = all_held
+        all_held.add(self)
+
+    def release(self) -> None:
+        """Give the pages back. Idempotent.
+
+        Raises:
+            LocalProtocolError: a slice or cast of `view` is alive; the pages are still held.
+        """
+        if self not in self._all_held:
+            return
+        try:
+            self._memory.release()
+        finally:
+            self.view = self._memory.view
+        self._give_back(self._memory.address, self._memory.pages)
+        self._all_held.remove(self)
+
+
+class RealMapping(Held, Mapping):
+    """Made by `RealGrants.map`."""
 
     def unmap(self) -> None:
         """See `Mapping.unmap`."""
-        if self not in self._held:
-            return
-        try:
-            self._memory.release()
-        finally:
-            self.view = self._memory.view
-        self._mapper.unmap(self._memory.address, self._memory.pages)
-        del self._held[self]
+        self.release()
 
 
-class RealShare(Share):
+class RealShare(Held, Share):
     """Made by `RealGrants.share`."""
 
-    def __init__(self, sharer: GrantSharer, memory: MappedRange, grefs: tuple[Gref, ...], held: Held) -> None:
-        self.view = memory.view
+    def __init__(self, sharer: GrantSharer, memory: MappedRange, grefs: tuple[Gref, ...], all_held: set[Held]) -> None:
+        super().__init__(memory, sharer.unshare, all_held)
         self.grefs = grefs
-        self._sharer = sharer
-        self._memory = memory
-        self._held = held
-        held[self] = self.unshare
 
     def unshare(self) -> None:
         """See `Share.unshare`."""
-        if self not in self._held:
-            return
-        try:
-            self._memory.release()
-        finally:
-            self.view = self._memory.view
-        self._sharer.unshare(self._memory.address, self._memory.pages)
-        del self._held[self]
+        self.release()
 
 
 class RealGrants(Grants):
@@ -120,12 +123,12 @@ class RealGrants(Grants):
     def __init__(self) -> None:
         self._mapper = GrantMapper()
         self._sharer: GrantSharer | None = None
-        self._held: Held = {}
+        self._held: set[Held] = set()
 
     def map(self, domid: Domid, grefs: Sequence[Gref], *, writable: bool = True) -> RealMapping:
         """See `Grants.map`."""
         address = self._mapper.map(domid, grefs, writable)
-        return RealMapping(self._mapper, MappedRange(address, len(grefs), writable), self._held)
+        return RealMapping(MappedRange(address, len(grefs), writable), self._mapper.unmap, self._held)
 
     def copy(self, segments: Sequence[Copy]) -> list[int]:
         """See `Grants.copy`."""
@@ -140,10 +143,10 @@ class RealGrants(Grants):
         return RealShare(self._sharer, memory, tuple(map(Gref, grefs)), self._held)
 
     def close(self) -> None:
-        """Give back all pages but those that somebody still looks at, and close the devices. Idempotent."""
-        for give_back in list(self._held.values()):
+        """Give back all pages but those whose views are still in use, and close the devices. Idempotent."""
+        for held in list(self._held):
             with contextlib.suppress(LocalProtocolError, GrantError):
-                give_back()
+                held.release()
         self._mapper.close()
         if self._sharer is not None:
             self._sharer.close()

@@ -211,8 +211,11 @@ class StoreClient(Accessor):
 
     # -- requests -------------------------------------------------------------------------------------------------
 
-    def ask(self, op: int, path: str, payload: bytes, tx_id: int = 0) -> Future[Any]:
-        """Queue any request. The verbs above are better to read.
+    def ask(self, op: int, path: str, payload: bytes, tx_id: int = 0, answer: Future[Any] | None = None) -> Future[Any]:
+        """Queue any request, and return the future of its answer. The verbs above are better to read.
+
+        Args:
+            answer: the future to use; a new one by default.
 
         Raises:
             InvalidPayload: it is longer than a packet carries; nothing was queued.
@@ -220,7 +223,7 @@ class StoreClient(Accessor):
         loop = self._loop
         if loop is None:
             raise LocalProtocolError("open the store client before using it")
-        future = loop.create_future()
+        future = loop.create_future() if answer is None else answer
         if self.closed:
             future.set_exception(self._over())
             return future

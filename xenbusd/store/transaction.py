@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from asyncio import Future
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Protocol, TypeVar
 
 from xenbusd.errors import LocalProtocolError, StoreLost, TransactionConflict
@@ -22,6 +22,32 @@ BACKOFF_MAX_S = 0.1
 """Upper bounds of the random waits before a transaction is done again; the first doubles up to the second."""
 
 
+class Request(Future[Any]):
+    """The answer to one request of a transaction, which knows whether its asker has seen it."""
+
+    seen = False
+    """The answer, an error included, was delivered by `await`, `result` or `exception`."""
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        """Wait for the answer."""
+        try:
+            return (yield from super().__await__())
+        finally:
+            self.seen = self.done()
+
+    __iter__ = __await__
+
+    def result(self) -> Any:
+        """See `Future.result`."""
+        self.seen = self.done()
+        return super().result()
+
+    def exception(self) -> BaseException | None:
+        """See `Future.exception`."""
+        self.seen = self.done()
+        return super().exception()
+
+
 class Asker(Protocol):
     """What a transaction needs of the client."""
 
@@ -33,8 +59,8 @@ class Asker(Protocol):
     def generation(self) -> int:
         """Connections lost so far: a transaction lives within one generation only."""
 
-    def ask(self, op: int, path: str, payload: bytes, tx_id: int = 0) -> Future[Any]:
-        """Queue a request."""
+    def ask(self, op: int, path: str, payload: bytes, tx_id: int = 0, answer: Future[Any] | None = None) -> Future[Any]:
+        """Queue a request. Return the future of its answer: `answer`, or a new one."""
 
 
 class Transaction(Accessor):
@@ -44,7 +70,7 @@ class Transaction(Accessor):
         self._asker = asker
         self._tx_id = tx_id
         self._generation = generation
-        self._requests: list[Future[Any]] = []
+        self._requests: list[Request] = []
         self._ended = False
 
     @property
@@ -55,11 +81,11 @@ class Transaction(Accessor):
     def _ask(self, op: int, path: str, payload: bytes) -> Future[Any]:
         if self._ended:
             raise LocalProtocolError(f"{Op(op).name} {path}: this transaction has ended; a body may not keep it")
+        request = Request(loop=asyncio.get_running_loop())
         if self.lost:
-            request: Future[Any] = asyncio.get_running_loop().create_future()
             request.set_exception(StoreLost("the connection ended during a transaction; it is done again"))
         else:
-            request = self._asker.ask(op, path, payload, self._tx_id)
+            self._asker.ask(op, path, payload, self._tx_id, request)
         self._requests.append(request)
         return request
 
@@ -76,8 +102,8 @@ class Transaction(Accessor):
         if self.lost:
             raise StoreLost("the connection ended during a transaction; it is done again")
         for request in self._requests:
-            # Set until somebody has seen the exception: a change that failed unseen must not leave half of the rest.
-            if not request.cancelled() and request._log_traceback:
+            # An error that the body caught is the body's own affair; one that nobody saw must not let the rest through.
+            if not request.cancelled() and not request.seen:
                 request.result()
         self._ended = True
         await self._end(commit=bool(self._requests))

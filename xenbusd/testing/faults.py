@@ -20,6 +20,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from xenbusd.errors import EventChannelError, GrantError, StoreLost
 from xenbusd.host.interface import Copy, EventChannels, Grants, Host, Mapping, Share
@@ -170,11 +171,13 @@ class FaultyStore(StoreClient):
         self._asked = False
         faults.on_lose = self._lose
 
-    def ask(self, op: int, path: str, payload: bytes, tx_id: int = 0) -> asyncio.Future[object]:
+    def ask(
+        self, op: int, path: str, payload: bytes, tx_id: int = 0, answer: asyncio.Future[Any] | None = None
+    ) -> asyncio.Future[Any]:
         """As `StoreClient.ask`, with a lie where one is told."""
         faults = self._faults
         if faults.dead:
-            future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+            future = asyncio.get_running_loop().create_future() if answer is None else answer
             future.set_exception(StoreLost("this process was cut"))
             return future
         if op == Op.WRITE:
@@ -182,7 +185,7 @@ class FaultyStore(StoreClient):
             faults.written[path] = value
             payload = wire + b"\0" + faults.lies.get(path, value)
         self._asked = True
-        return super().ask(op, path, payload, tx_id)
+        return super().ask(op, path, payload, tx_id, answer)
 
     _ask = ask
 

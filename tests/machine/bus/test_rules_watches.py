@@ -106,9 +106,9 @@ async def test_t04_only_absolute_paths_are_used(machine: Machine, monkeypatch: p
     asked: list[str] = []
     ask_store = StoreClient.ask
 
-    def spy(self: StoreClient, op: int, path: str, payload: bytes, tx_id: int = 0) -> asyncio.Future[Any]:
+    def spy(self: StoreClient, op: int, path: str, *rest: Any) -> asyncio.Future[Any]:
         asked.append(path)
-        return ask_store(self, op, path, payload, tx_id)
+        return ask_store(self, op, path, *rest)
 
     guest = await machine.start(GUEST, EchoFrontend)
     await machine.start(DOM0, EchoBackend)
