@@ -13,8 +13,8 @@ from structlog.testing import capture_logs
 
 from xenbusd.testing.machine import Machine
 
-if "xenbusd.testing.conformance" not in sys.modules:
-    pytest.register_assert_rewrite("xenbusd.testing.conformance")
+if "xenbusd.testing.checks" not in sys.modules:
+    pytest.register_assert_rewrite("xenbusd.testing.checks")
 
 
 @pytest_asyncio.fixture

@@ -15,7 +15,8 @@ from tests.doubles.echo import say
 from xenbusd.api import Backend, BackendDevice, Frontend, FrontendDevice, Share, boolean
 from xenbusd.bus.paths import DeviceId
 from xenbusd.bus.state import Side
-from xenbusd.testing import Process, conformance, trial
+from xenbusd.testing import Process, trial
+from xenbusd.testing.checks import malice
 from xenbusd.testing.conformance import PairConformance
 from xenbusd_echo.backend import EchoBackend
 from xenbusd_echo.frontend import EchoFrontend
@@ -41,7 +42,7 @@ class Echo(PairConformance):
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What never comes is not waited for long."""
     monkeypatch.setattr(trial, "DEADLINE_S", 0.3)
-    monkeypatch.setattr(conformance, "SEEDS", range(8))
+    monkeypatch.setattr(malice, "SEEDS", range(8))
 
 
 @one_loop
