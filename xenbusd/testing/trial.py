@@ -30,6 +30,9 @@ GUEST = Domid(5)
 NEIGHBOUR = Domid(6)
 DRIVER_DOMAIN = Domid(7)
 
+QUIET_S = DEADLINE_S
+"""Seconds within which everything that has just ended must be closed."""
+
 NOT_YET = (OSError, EOFError, AssertionError)
 """How a use fails while the device is not there yet, or just not any more."""
 
@@ -69,12 +72,6 @@ class Remains:
     """What the descriptors of this process lead to, the simulated host's among them."""
     paths: list[str]
     """In the run directories of the domains that are alive."""
-
-    def exceeds(self, before: Remains) -> bool:
-        """Whether anything is there that was not before. A descriptor or task that has ended since is nothing left."""
-        if (self.snapshot, self.paths) != (before.snapshot, before.paths):
-            return True
-        return bool(self.tasks - before.tasks or self.files - before.files)
 
 
 class Trial:
@@ -172,10 +169,10 @@ class Trial:
     # -- what is left ----------------------------------------------------------------------------------------------
 
     async def remains(self) -> Remains:
-        """Take down all that there is, once it changes no more: what ended a moment ago may be closing still."""
-        gc.collect()  # closes what nobody holds any more
+        """Take stock of all that there is, once it no longer changes: what ended a moment ago may still be closing."""
+        gc.collect()  # closes what nothing refers to any more
         now = await self._take_stock()
-        async with asyncio.timeout(DEADLINE_S):
+        async with asyncio.timeout(QUIET_S):
             while True:
                 await self._settle()
                 before, now = now, await self._take_stock()
@@ -205,10 +202,10 @@ class Trial:
         now = await self._take_stock()
         with suppress(TimeoutError):
             async with asyncio.timeout(DEADLINE_S):
-                while now.exceeds(before):
+                while now != before:
                     await self._settle()
                     now = await self._take_stock()
-        assert not now.exceeds(before), f"this is left: {_difference(before, now)}; logged: {self.log[-12:]}"
+        assert now == before, f"this is left: {_difference(before, now)}; logged: {self.log[-12:]}"
         assert self.bugs() == []
 
     def bugs(self) -> list[Any]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from xenbusd.errors import UsageError
 from xenbusd.host.sim.client import SimHost, census
+from xenbusd.host.sim.thread import broker_in_thread
 from xenbusd.ids import Domid
 
 
@@ -42,3 +45,12 @@ def test_other_service_is_not_taken_for_a_broker(tmp_path: Path) -> None:
         other.listen()
         with pytest.raises(UsageError, match="no simulated host answers"):
             SimHost(path)
+
+
+def test_a_census_leaves_no_descriptor() -> None:
+    """Neither here nor, a moment later, in a broker that is a thread of this process: both ends are closed by then."""
+    with tempfile.TemporaryDirectory(prefix="xb") as folder, broker_in_thread(f"{folder}/host"):
+        before = os.listdir("/proc/self/fd")
+        for _ in range(200):
+            census(f"{folder}/host")
+            assert os.listdir("/proc/self/fd") == before
