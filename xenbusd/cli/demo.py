@@ -1,7 +1,8 @@
-"""`make demo`: a disk pair at work on a simulated Xen host, every part of it a process of its own, checked by others.
+"""`make demo`: a disk pair at work on a simulated Xen host, each part a process of its own, checked by other programs.
 
-A simulated host, `xenbusd serve` as dom0 and `xenbusd agent` as a guest are started; a file system is attached as a
-vbd; a real NBD client reads the whole disk through the pair and writes another one; sums and e2fsck check both.
+It starts a simulated host, `xenbusd serve` as dom0 and `xenbusd agent` as a guest, and attaches a file system as a vbd.
+An NBD client, nbdcopy, reads the whole disk through the pair and then overwrites it with another; checksums and e2fsck
+check both.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ IMAGE_MIB = 64
 GUEST = 1
 DEVICE = f"vbd/{GUEST}/51712"
 FOLDER = re.escape(tempfile.gettempdir()) + r"/xenbusd-demo-\w+/"
-"""Left out of what is shown."""
+"""Matches paths in the demo's own directory; they are left out of the commands that are printed."""
 
 _TOOLS = {
     "nbdcopy": "libnbd-bin",
@@ -40,11 +41,11 @@ _TOOLS = {
 
 
 class DemoError(Exception):
-    """A step went wrong; the demo fails loudly."""
+    """A step failed; the demo ends with status 1."""
 
 
 def main() -> None:
-    """Run the demo; exit 1, and show the daemons' logs, if anything is not as it should be."""
+    """Run the demo. If a check fails, print the daemons' logs and exit with status 1."""
     missing = sorted({package for tool, package in _TOOLS.items() if shutil.which(tool) is None})
     if missing:
         sys.exit(f"demo: Debian packages are missing: apt-get install {' '.join(missing)}")
@@ -75,7 +76,7 @@ def _demo(folder: Path) -> None:
 
 
 def _use_a_disk(host: ProcessMachine) -> tuple[Mapping[str, int], str]:
-    """Attach a disk, read and write it, detach it. Return its counters and its diagram."""
+    """Attach a disk, read and overwrite it, and detach it. Return its counters and its event diagram."""
     say(f"making two ext4 images of {IMAGE_MIB} MiB with files in them")
     disk, other = make_image(host.folder, "disk", 1), make_image(host.folder, "other", 2)
     first, second = sha256(disk), sha256(other)
@@ -102,35 +103,35 @@ def _use_a_disk(host: ProcessMachine) -> tuple[Mapping[str, int], str]:
 
 
 def say(text: str) -> None:
-    """Tell what happens next."""
+    """Print the next step."""
     print(f"* {text}", flush=True)
 
 
 def check(good: bool, text: str) -> None:
-    """Insist on something.
+    """Print a statement if it holds.
 
     Raises:
-        DemoError: it is not so.
+        DemoError: it does not hold.
     """
     if not good:
-        raise DemoError(f"not so: {text}")
+        raise DemoError(f"not true: {text}")
     say(text)
 
 
 def control(host: ProcessMachine, *arguments: str, quiet: bool = False) -> str:
-    """Run xenbusctl, show it, and return what it printed.
+    """Run xenbusctl, print the command and its output, and return the output.
 
     Raises:
-        DemoError: it failed.
+        DemoError: its exit status is not 0.
     """
     return _report("xenbusctl " + " ".join(arguments), host.ctl(*arguments), quiet)
 
 
 def run(*command: str, quiet: bool = False) -> str:
-    """Run a command, show it, and return what it printed.
+    """Run a command, print it with its output, and return the output.
 
     Raises:
-        DemoError: it failed.
+        DemoError: its exit status is not 0.
     """
     return _report(" ".join(command), subprocess.run(command, capture_output=True, text=True, check=False), quiet)
 
@@ -144,7 +145,7 @@ def _report(command: str, done: subprocess.CompletedProcess[str], quiet: bool) -
 
 
 def make_image(folder: Path, name: str, seed: int) -> Path:
-    """Make an ext4 image with some directories and files in it."""
+    """Make an ext4 image that holds a few directories and files."""
     tree = folder / name
     for number in range(40):
         file = tree / f"directory-{number % 7}" / f"file-{number}"
@@ -165,13 +166,13 @@ def sha256(path: Path) -> str:
 
 
 def fsck(image: Path) -> None:
-    """Have e2fsck look at an image without changing it."""
+    """Check an image with e2fsck, which changes nothing in it."""
     run("e2fsck", "-fn", str(image), quiet=True)
     say(f"e2fsck -fn {image.name}: clean")
 
 
 def leftovers(store_path: str) -> list[str]:
-    """What is left of the device in the store."""
+    """Names of nodes of the device that are still in the store."""
 
     async def find() -> list[str]:
         async with StoreClient(unix_endpoint(store_path)) as store:

@@ -1,7 +1,7 @@
 """Draws a device's timeline in the form of the 2006 paper's event diagram. Pure.
 
-One line for each event: the milliseconds since the first, then the columns Hotplug, Backend and Frontend. An arrow
-points to the column that the event is meant for, as in the paper.
+Each event has one line: the milliseconds since the first event, then the columns Hotplug, Backend and Frontend. As in
+the paper, an arrow points to the end that the event is meant for.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ HOTPLUG, BACKEND, FRONTEND = 20, 44, 72
 WIDTH = FRONTEND + 8
 
 _TO_THE_OTHER_END = frozenset({"Initialised", "Connected", "Closing", "Closed"})
-"""Steps that the paper draws as an arrow to the other end."""
+"""State changes that the paper draws as an arrow to the other end."""
 
 
 def draw(entries: Sequence[TimelineEntry]) -> list[str]:
@@ -51,7 +51,7 @@ def _ms(seconds: float) -> str:
 
 
 def _event(time: str, actor: str, event: str, marks: list[tuple[int, str]]) -> str:
-    """One event's line. `marks` are the columns that have begun; the actor's own is replaced by its event."""
+    """The line of one event. `marks` are the columns that have begun; the event replaces the mark of its actor."""
     if actor == "hotplug":
         if event in ("start", "remove"):
             arrow = f"|<---{event}".ljust(BACKEND - HOTPLUG, "-") + "+"
@@ -70,7 +70,7 @@ def _event(time: str, actor: str, event: str, marks: list[tuple[int, str]]) -> s
 
 
 def _line(time: str, centred: Sequence[tuple[int, str]], start: tuple[int, str] | None = None) -> str:
-    """Put pieces on a line: some centred on a column, one beginning at a column."""
+    """Lay out a line: some pieces are centred on a column, one begins at a column."""
     cells = list(time.ljust(WIDTH + 8))
     pieces = [(column - len(text) // 2, text) for column, text in centred]
     for at, text in [*pieces, *([start] if start else [])]:

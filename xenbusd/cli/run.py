@@ -77,7 +77,7 @@ def release(**options: Any) -> None:
 
 
 @main.command()
-@click.option("--domid", type=click.IntRange(0, 0x7FEF), help="which domain to be, on a simulated host")
+@click.option("--domid", type=click.IntRange(0, 0x7FEF), help="the domain to be in, on a simulated host")
 @_daemon_options
 def agent(domid: int | None, **options: Any) -> None:
     """Run the frontends of this domain: a guest."""
@@ -92,7 +92,7 @@ def _run_daemon(side: Side, domid: int | None, options: Options) -> None:
         config = _configure(options)
         log.setup(config.daemon.log_format, config.daemon.log_level)
         if domid is None and side is Side.FRONTEND and config.daemon.host != "xen":
-            raise click.UsageError("--domid says which domain of the simulated host the agent is: --domid 1")
+            raise click.UsageError("on a simulated host the agent needs the domain that it is in, as in --domid 1")
         with closing(open_host(config.daemon.host, domid=domid)) as host:
             run(Daemon(side, host, config).run(), loop=config.daemon.loop)
 
@@ -112,14 +112,14 @@ _dry_run_option = click.option("--dry-run", is_flag=True, help="only print what 
 
 
 @main.command()
-@click.option("--agent", is_flag=True, help="the frontends, in a guest  [the backends]")
+@click.option("--agent", is_flag=True, help="install the frontends, in a guest  [the backends]")
 @click.option(
     "--mode", type=click.Choice(["arbiter", "exclusive"]), help="beside Linux's backends, or instead  [as installed]"
 )
-@click.option("--enable", is_flag=True, help="have the service started at boot")
-@click.option("--now", is_flag=True, help="the same, and start it")
+@click.option("--enable", is_flag=True, help="start the service at boot")
+@click.option("--now", is_flag=True, help="start the service at boot, and now")
 @_root_option
-@click.option("--program", metavar="PATH", help="what the unit runs  [this xenbusd]")
+@click.option("--program", metavar="PATH", help="the program that the unit runs  [this xenbusd]")
 @_dry_run_option
 def install(**options: Any) -> None:
     """Install unit, hotplug scripts and configuration, and print each file. A changed file is kept."""
@@ -131,7 +131,7 @@ def install(**options: Any) -> None:
 
 @main.command()
 @_root_option
-@click.option("--force", is_flag=True, help="even if guests use our devices")
+@click.option("--force", is_flag=True, help="uninstall even if guests use our devices")
 @_dry_run_option
 def uninstall(**options: Any) -> None:
     """Stop the service and remove what install has installed, except files that have been changed since."""

@@ -43,19 +43,19 @@ class Provider(Protocol):
 
 
 class Devices(Protocol):
-    """Whoever has the devices: the daemon."""
+    """The daemon, as far as its devices are concerned."""
 
     @property
     def side(self) -> Side:
-        """Which ends they are."""
+        """Which ends its devices are."""
 
     @property
     def devices(self) -> list[Device]:
-        """All that are there now."""
+        """Its devices that are there now."""
 
 
 class OwnDevices:
-    """Provides what this process knows of its own devices.
+    """Answers from the devices of this process.
 
     Args:
         daemon: has the devices.

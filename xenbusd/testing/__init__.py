@@ -1,6 +1,7 @@
-"""For whoever writes a driver: a machine to run both ends on, an end to drive by hand, and faults to happen.
+"""For authors of drivers: a machine to run both ends on, an end to drive by hand, and faults to inject.
 
-`xenbusd.testing.conformance` has what every pair must do, as tests; `xenbusd.testing.plugin` has fixtures for pytest.
+`xenbusd.testing.checks` has what every pair must do, `xenbusd.testing.conformance` has the same as pytest tests, and
+`xenbusd.testing.plugin` has fixtures for pytest. Nothing else here needs pytest.
 """
 
 from xenbusd.bus.paths import DeviceId

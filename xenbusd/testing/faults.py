@@ -1,5 +1,5 @@
-"""What can go wrong for one process, on purpose: it dies at its n-th step, loses the store there, hangs, is refused a
-call, sees watches late and out of order, writes lies, or finds rubbish in the pages that it shares.
+"""Faults injected into one process: it dies at its n-th step, loses the store there, hangs, is refused a call, gets
+watch events late and out of order, writes lies, or scribbles over the pages that it shares.
 
     faults = Faults()
     guest = await machine.start(Domid(5), MyFrontend, faults=faults)
@@ -7,9 +7,9 @@ call, sees watches late and out of order, writes lies, or finds rubbish in the p
     ...
     await faults.struck.wait()
 
-A step is what the rest of the machine could notice: a batch of requests to the store, or a call that shares, maps or
-binds. Between two steps a coroutine may await what it likes; nobody outside can tell. So to die at each step is to die
-at each await that matters.
+A step is an act that the rest of the machine can notice: a batch of requests to the store, or a call that shares, maps
+or binds. What a coroutine awaits between two steps cannot be noticed, so dying at each step covers each await that
+matters.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from xenbusd.store.watch import Watch
 from xenbusd.store.wire import Op
 
 CALLS = ("share", "alloc_unbound", "map", "bind_interdomain")
-"""The calls of the door that can be refused, in the order of a handshake."""
+"""Calls of the host interface that can be refused, in the order of a handshake."""
 
 ABSURD = (0, 1, 33, 4_000_000, 0x7FFF_FFFF, 0x8000_0000, U32 - 7, U32)
-"""What hostile indices are set to."""
+"""Values of hostile ring indices."""
 
 
 PLAUSIBLE = bytes(600) + bytes(range(64)) * 4 + bytes(range(256))
-"""What slots that are nearly right consist of: many zeros, some small numbers, now and then anything."""
+"""Bytes of slots that are nearly valid: many zeros, some small numbers, and a few of any value."""
 
 
 class Faults:
-    """One process's misfortunes, and a record of what it did. Pass it to `Machine.start`; it serves one process.
+    """The faults of one process, and a record of what it did. Pass it to `Machine.start`, for one process only.
 
     Args:
-        seed: of everything random here.
+        seed: for all that is random here.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -57,23 +57,23 @@ class Faults:
         self.calls: Counter[str] = Counter()
         """How often each of `CALLS` was made since `arm`."""
         self.struck = asyncio.Event()
-        """Set once a fault that was armed has happened."""
+        """Set once the armed fault has happened."""
         self.dead = False
-        """It was cut: nothing that it still does reaches anybody."""
+        """True once it was cut: whatever it still does has no effect outside."""
         self.frozen = False
-        """It hangs: nothing that it asks of the store goes out. What it shares and has mapped stays."""
+        """Set to make it hang: its requests to the store are not sent. What it shares and has mapped stays."""
         self.late_s = 0.0
-        """How much later, at most, each watch event arrives. They overtake each other, and some come twice."""
+        """Delay of each watch event, at most. Events overtake each other, and some arrive twice."""
         self.lies: dict[str, bytes] = {}
-        """Absolute path of a node -> what is written there instead of what the driver writes."""
+        """Absolute path of a node -> the value that is written there in place of the driver's."""
         self.written: dict[str, bytes] = {}
-        """Every node that it wrote, and the last value that it meant to write."""
+        """Every node that it wrote, with the last value that it meant to write."""
         self.shares: list[Share] = []
         self.mappings: list[Mapping] = []
         self.ports: list[Port] = []
-        """All that were ever open."""
+        """Every share, mapping and port that was ever open."""
         self.on_cut: Callable[[], None] = lambda: None
-        """Shuts door and store; set by the process."""
+        """Closes the host interface and the store; set by the process."""
         self.on_lose: Callable[[], None] = lambda: None
         """Ends the connection to the store; set by the store client."""
         self._cut_at = self._lose_store_at = self._refuse_at = 0
@@ -82,7 +82,7 @@ class Faults:
         self._thread = threading.get_ident()
 
     def arm(self, *, cut_at: int = 0, lose_store_at: int = 0, refuse: str = "", refuse_at: int = 1) -> None:
-        """Count from 0 again, and let something go wrong; without arguments, nothing more.
+        """Count steps from 0 again, and arm one fault; without arguments, disarm.
 
         Args:
             cut_at: die, as by SIGKILL, instead of taking this step; the first is 1.
@@ -96,7 +96,7 @@ class Faults:
         self._cut_at, self._lose_store_at, self._refuse, self._refuse_at = cut_at, lose_store_at, refuse, refuse_at
 
     def step(self) -> None:
-        """Take a step, or die of it (the process calls this)."""
+        """Count a step; die at it if that is armed. The process calls this."""
         self.steps += 1
         if self.steps == self._cut_at:
             self.dead = True
@@ -107,7 +107,7 @@ class Faults:
             self._on_loop(self.struck.set)
 
     def refused(self, call: str) -> int:
-        """Take the step of a call; return the errno that it is refused with, or 0."""
+        """Count the step of a call; return the errno with which it is refused, or 0."""
         if not self.dead:
             self.calls[call] += 1
             self.step()
@@ -119,19 +119,18 @@ class Faults:
         return 0
 
     def _on_loop(self, action: Callable[[], None]) -> None:
-        """A mapping is made in a thread of its own; what follows from it is for the loop."""
+        """Run an action on the event loop: a mapping is made in a thread of its own."""
         if threading.get_ident() == self._thread:
             action()
         else:
             self._loop.call_soon_threadsafe(action)
 
     def scribble(self, mappings_before: int = 0, shares_before: int = 0) -> None:
-        """Overwrite the pages that it shares, or has mapped, as a hostile end may at any moment.
-
-        With noise, with absurd ring indices, or with slots that are nearly right and indices that say there are more.
+        """Overwrite the pages that it shares or has mapped, as a hostile end may at any moment: with noise, with absurd
+        ring indices, or with nearly valid slots and indices that publish them.
 
         Args:
-            mappings_before: so many of `mappings` are spared: those of other devices.
+            mappings_before: the first so many of `mappings` are spared: those of other devices.
             shares_before: likewise of `shares`.
         """
         for view in self._views(mappings_before, shares_before):
@@ -150,7 +149,7 @@ class Faults:
             words.release()
 
     def _views(self, mappings_before: int, shares_before: int) -> list[memoryview]:
-        """The pages that are still there, writable ones only."""
+        """Pages that are still held and are writable."""
         views: list[memoryview] = []
         held: list[Share | Mapping] = [*self.mappings[mappings_before:], *self.shares[shares_before:]]
         for pages in held:
@@ -163,7 +162,7 @@ class Faults:
 
 
 class FaultyStore(StoreClient):
-    """A store client to which its `Faults` happen."""
+    """A store client with faults."""
 
     def __init__(self, host: Host, faults: Faults, *, window: int) -> None:
         super().__init__(host.store, window=window)
@@ -174,7 +173,7 @@ class FaultyStore(StoreClient):
     def ask(
         self, op: int, path: str, payload: bytes, tx_id: int = 0, answer: asyncio.Future[Any] | None = None
     ) -> asyncio.Future[Any]:
-        """As `StoreClient.ask`, with a lie where one is told."""
+        """As `StoreClient.ask`, with a lie in place of a value where there is one."""
         faults = self._faults
         if faults.dead:
             future = asyncio.get_running_loop().create_future() if answer is None else answer
@@ -204,7 +203,7 @@ class FaultyStore(StoreClient):
             transport.abort()
 
     async def watch(self, path: str, *, depth: int = 0, wake: Callable[[], None] | None = None) -> Watch:
-        """As `StoreClient.watch`; its hints come late while `Faults.late_s` says so."""
+        """As `StoreClient.watch`; its hints are late while `Faults.late_s` is above 0."""
         watch = await super().watch(path, depth=depth, wake=wake)
         faults, loop, in_time = self._faults, asyncio.get_running_loop(), watch.hint
 
@@ -272,7 +271,7 @@ class FaultyEvents(EventChannels):
         return port
 
     def notify(self, port: Port) -> None:
-        """See `EventChannels.notify`. The dead notify nobody."""
+        """See `EventChannels.notify`. A dead process notifies nobody."""
         if not self._faults.dead:
             self._events.notify(port)
 
@@ -292,7 +291,7 @@ class FaultyEvents(EventChannels):
 
 
 class FaultyHost(Host):
-    """A door to the simulated host at which faults happen."""
+    """An interface to the simulated host with faults."""
 
     def __init__(self, host: SimHost, faults: Faults) -> None:
         self._host = host

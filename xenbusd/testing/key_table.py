@@ -1,8 +1,8 @@
-"""A driver's table of keys, as its README shows it to people: read, so that a test can hold the driver to it.
+"""Reads the table of keys in a driver's README, so that a test can compare the driver with it. Pure.
 
-A table of keys is one whose first column is called "key", and of which it is said whose directory it is about: by a
-column "directory", or by a line before it, in the same section, that begins with "Backend's directory" or "Frontend's
-directory". Each key stands in backquotes.
+A table of keys is one whose first column is called "key". Whose directory it describes is said by a column "directory",
+or by a line before it, in the same section, that begins with "Backend's directory" or "Frontend's directory". Each key
+stands in backquotes.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def read_keys(readme: str) -> dict[Side, set[str]]:
 
 
 def generic_key(key: str) -> str:
-    """A key without its numbers: `ring-ref3` and `queue-2/ring-ref3` are told of as `ring-ref0`."""
+    """A key without its numbers: a README documents `ring-ref3` and `queue-2/ring-ref3` as `ring-ref0`."""
     return _NUMBER.sub("0", _QUEUE.sub("", key))
 
 
 def _rows(readme: str) -> Iterator[tuple[Side, str]]:
-    """Each row of each table of keys: whose directory, and the cell with the keys."""
+    """Yield each row of each table of keys: the side whose directory it describes, and the cell with the keys."""
     heading: Side | None = None
     columns: list[str] = []
     for line in readme.splitlines():

@@ -1,4 +1,4 @@
-"""One end of a device, driven by hand: for the order of events that a test wants, honest or not."""
+"""One end of a device, driven by a test: for any order of events, honest or not."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from xenbusd.testing.machine import DEADLINE_S, Process
 
 
 class Peer:
-    """An end that does what the test says and nothing by itself.
+    """An end that does nothing by itself; the test drives it.
 
     Args:
-        process: in whose domain, and with whose rights, it acts.
+        process: it acts in the domain, and with the rights, of this process.
         id: which device.
-        side: which end it is.
+        side: which end the test drives.
     """
 
     def __init__(self, process: Process, id: DeviceId, side: Side = Side.FRONTEND) -> None:
@@ -57,7 +57,7 @@ class Peer:
         """Wait until the other end is at one of `states`; return which. UNKNOWN: it has no `state`.
 
         Raises:
-            AssertionError: it does not get there; it says where it is.
+            AssertionError: it does not within the deadline; the message has its state.
         """
         state = State.UNKNOWN
         watch = await self.store.watch(f"{self.otherend_path}/state")
@@ -88,11 +88,11 @@ class Peer:
         state: State = State.INITIALISED,
         **values: Value,
     ) -> HandRing:
-        """Publish a fresh ring, as an honest frontend does, and go to `state`.
+        """Publish a fresh ring, as an honest frontend does, and switch to `state`.
 
         Args:
             order: None: one page, spelled `ring-ref`; else `ring-page-order` and `ring-ref0`, ... (T28).
-            values: more keys; they win over those of the ring.
+            values: more keys; they replace those of the ring.
         """
         ring = self.ring(format, order=order or 0)
         offered: dict[str, Value] = {"event-channel": ring.port}
@@ -116,7 +116,7 @@ class Peer:
 class HandRing:
     """A ring that a hand-driven frontend shares. Made by `Peer.ring`; `close` it, or use it as `with`.
 
-    `words` are the four shared indices (see xenbusd.ring.layout), to be written with any lie.
+    `words` are the four shared indices (see xenbusd.ring.layout); a test may write anything into them.
     """
 
     def __init__(self, process: Process, domid: Domid, format: RingFormat[Any, Any], order: int) -> None:
@@ -129,7 +129,7 @@ class HandRing:
         self.end = FrontRing(self._share.view, format.slot_bytes)
         self.words = self._share.view[:HEADER_BYTES].cast("I")
         self.events = 0
-        """Notifications that came in."""
+        """Notifications received."""
         self._rang = asyncio.Event()
         self._open = True
         process.services.ports.attach(self.port, self._ring)
@@ -140,7 +140,7 @@ class HandRing:
         self._process.host.events.unmask(self.port)
 
     def send(self, *slots: bytes) -> None:
-        """Put requests and publish them together; as many as there is room for."""
+        """Put requests into the ring and publish them together. The ring must have room for them."""
         for slot in slots:
             assert self.end.free, "the ring is full: take responses first"
             self.end.put(slot)
@@ -148,14 +148,14 @@ class HandRing:
             self.notify()
 
     def notify(self) -> None:
-        """Wake the other end, asked or not."""
+        """Notify the other end, whether it asked for that or not."""
         self._process.host.events.notify(self.port)
 
     async def take(self, count: int) -> list[bytes]:
         """Wait for exactly `count` responses, each a slot's bytes.
 
         Raises:
-            AssertionError: they do not come, or more of them.
+            AssertionError: fewer of them arrive within the deadline, or more.
         """
         slots: list[bytes] = []
         stride = self._format.slot_bytes

@@ -27,6 +27,6 @@ async def machine() -> AsyncIterator[Machine]:
 
 @pytest.fixture
 def logged() -> Iterator[list[Any]]:
-    """The log lines of the test, as dictionaries, instead of on stderr."""
+    """The log lines of the test as dictionaries; they are not written to stderr."""
     with capture_logs() as entries:
         yield entries

@@ -1,4 +1,4 @@
-"""A simulated machine whose parts are processes, as in real life: for demonstrations, measures, and tests that kill.
+"""A simulated machine whose parts are real processes: for demonstrations, benchmarks, and tests that kill processes.
 
 with machine(folder) as host:
     host.serve()
@@ -20,7 +20,7 @@ from pathlib import Path
 from xenbusd.errors import XenbusdError
 
 PATIENCE_S = 20.0
-"""How long a process may take to start, or to end."""
+"""Seconds that a process may take to start, or to end."""
 
 
 class ProcessMachine:
@@ -28,7 +28,7 @@ class ProcessMachine:
 
     Args:
         folder: for sockets and logs; its path is short, as paths of UNIX sockets must be.
-        stack: ends what is started.
+        stack: ends every process that is started.
     """
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
@@ -44,7 +44,7 @@ class ProcessMachine:
         """Run `xenbusd ARGUMENTS`, with its log in NAME.log, and wait until the socket `ready` is there.
 
         Raises:
-            XenbusdError: it ended instead, or takes too long; the message has its log.
+            XenbusdError: it ended instead, or takes too long; the message contains its log.
         """
         log_path = self.folder / f"{name}.log"
         with open(log_path, "ab") as log:
@@ -76,7 +76,7 @@ class ProcessMachine:
         return f"nbd+unix:///?socket={self.path}.dom{domid}/vbd-{devid}.sock"
 
     def logs(self) -> str:
-        """All that the processes have said."""
+        """The logs of all processes."""
         return "".join(
             f"--- {log.name}\n{log.read_text(errors='replace')}" for log in sorted(self.folder.glob("*.log"))
         )
@@ -84,7 +84,7 @@ class ProcessMachine:
 
 @contextmanager
 def machine(folder: Path) -> Iterator[ProcessMachine]:
-    """Run a simulated host, without daemons yet, for the length of the block; all that was started ends with it.
+    """Run a simulated host, without daemons yet, for the length of the block. Every process started on it ends then.
 
     Raises:
         XenbusdError: the host does not start.
@@ -96,7 +96,7 @@ def machine(folder: Path) -> Iterator[ProcessMachine]:
 
 
 def end(child: subprocess.Popen[bytes]) -> int:
-    """Tell a process to end, and see to it. Return its exit status; negative for a signal."""
+    """End a process by SIGTERM, or by SIGKILL if that takes too long. Return its exit status; negative for a signal."""
     child.terminate()
     try:
         return child.wait(PATIENCE_S)

@@ -1,5 +1,5 @@
-"""One machine on which a driver pair is put through something: a backend daemon, an honest neighbour pair that must
-never notice, and the pair under test; and in the end a look at whether anything is left of it."""
+"""A machine for one check of a driver pair: the pair under test, a backend daemon, and an honest neighbour pair that
+must not notice any of it. At its end, `Trial.nothing_left` finds what the pair has left behind."""
 
 from __future__ import annotations
 
@@ -34,53 +34,56 @@ QUIET_S = DEADLINE_S
 """Seconds within which everything that has just ended must be closed."""
 
 NOT_YET = (OSError, EOFError, AssertionError)
-"""How a use fails while the device is not there yet, or just not any more."""
+"""How a use fails while its device is not there yet, or has just gone."""
 
 BUGS = frozenset({"driver.crashed", "device.lost"})
 """Log events that no misfortune and no peer may cause."""
 
 
 class PairUnderTest:
-    """What a trial must know of a driver pair. `backend` and `frontend` must be given; the rest has defaults."""
+    """A driver pair, described for the checks. `backend` and `frontend` must be given; the rest has defaults."""
 
     backend: ClassVar[type[Backend]]
     frontend: ClassVar[type[Frontend]]
     options: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """What `[drivers.<class>]` of the configuration file would say, by class."""
+    """For each class, its table `[drivers.<class>]` of the configuration file."""
 
     def devid(self, number: int) -> Devid:
         """The class's n-th device number, from 0."""
         return Devid(number)
 
     def parameters(self, folder: Path) -> Mapping[str, str]:
-        """What `xenbusctl attach` would be given for a device. `folder` is the device's own, and stays with it."""
+        """The parameters of `xenbusctl attach` for a device. `folder` belongs to the device, and is kept for it."""
         del folder
         return {}
 
     async def use(self, guest: Process, id: DeviceId) -> None:
-        """Use a connected device as a program of the guest does; raise AssertionError, EOFError or OSError if it does
-        not work. Nobody is harmed by a use that is repeated."""
+        """Use a connected device as a program of the guest does. It must be possible to use it again and again.
+
+        Raises:
+            AssertionError, EOFError, OSError: the device does not work.
+        """
 
 
 @dataclass(frozen=True)
 class Remains:
-    """All that a device could leave behind."""
+    """All that a device could leave behind. If it is equal before and after, nothing was left or closed too much."""
 
     snapshot: Snapshot
     tasks: Counter[str]
     files: Counter[str]
-    """What the descriptors of this process lead to, the simulated host's among them."""
+    """Targets of this process's descriptors, numbers left out; the simulated host's descriptors are among them."""
     paths: list[str]
-    """In the run directories of the domains that are alive."""
+    """Files in the run directories of the domains that are alive."""
 
 
 class Trial:
     """Made by `trial`.
 
     Args:
-        pair: what is tried.
-        machine: just started.
-        log: where log entries arrive.
+        pair: the pair under test.
+        machine: a machine that has just been started.
+        log: gets each log entry.
     """
 
     def __init__(self, pair: PairUnderTest, machine: Machine, log: list[Any]) -> None:
@@ -97,7 +100,7 @@ class Trial:
         return await self._start(domid, self.pair.backend, faults)
 
     async def pair_with(self, side: Side, faults: Faults) -> tuple[Process, Process]:
-        """Start both daemons, the faults being one end's. Return the backend's and the frontend's."""
+        """Start both daemons, with faults in that of one side. Return the backend's and the frontend's."""
         return (
             await self.serve(faults if side is Side.BACKEND else None),
             await self.agent(GUEST, faults if side is Side.FRONTEND else None),
@@ -109,7 +112,7 @@ class Trial:
 
     async def _start(self, domid: Domid, driver: type[Driver[Any]], faults: Faults | None) -> Process:
         process = await self.machine.start(domid, driver, options=self.pair.options, faults=faults)
-        await process.settle()  # its own beginning is over: each step from now on is a device's
+        await process.settle()  # its own start is over: each step from now on is one of a device
         return process
 
     def id(self, number: int = 0, domid: Domid = GUEST, backend: Domid = DOM0) -> DeviceId:
@@ -117,7 +120,7 @@ class Trial:
         return DeviceId(DeviceClass(self.pair.backend.device_class), domid, self.pair.devid(number), backend)
 
     async def attach(self, number: int = 0, domid: Domid = GUEST, backend: Domid = DOM0) -> DeviceId:
-        """Attach a device as `xenbusctl attach` does, and do not wait."""
+        """Attach a device as `xenbusctl attach` does, without waiting for it."""
         id = self.id(number, domid, backend)
         folder = self._images / f"{domid}-{number}"
         folder.mkdir(exist_ok=True)
@@ -137,10 +140,10 @@ class Trial:
         await self.pair.use(guest, id)
 
     async def works(self, guest: Process, id: DeviceId) -> None:
-        """Use a device that is coming back: again and again, until it works.
+        """Try to use a device that is reconnecting, until it works.
 
         Raises:
-            AssertionError: it never does; the last reason is its cause.
+            AssertionError: it does not work within the deadline; the last failure is the cause.
         """
         reason: Exception | None = None
         try:
@@ -194,10 +197,10 @@ class Trial:
         )
 
     async def nothing_left(self, before: Remains) -> None:
-        """Wait until all is again as it was.
+        """Wait until everything is as it was before.
 
         Raises:
-            AssertionError: it never is; it says what is left.
+            AssertionError: it is not within the deadline; the message has the difference.
         """
         now = await self._take_stock()
         with suppress(TimeoutError):
@@ -209,16 +212,16 @@ class Trial:
         assert self.bugs() == []
 
     def bugs(self) -> list[Any]:
-        """What was logged that can only be a bug of the driver's or of ours."""
+        """Log entries that can only come from a bug of the driver's or of ours."""
         return [entry for entry in self.log if entry["event"] in BUGS]
 
 
 @asynccontextmanager
 async def trial(pair: PairUnderTest) -> AsyncIterator[Trial]:
-    """Give a test a machine, whose folder has a short name, and whose log is kept instead of printed.
+    """Start a machine for one check. Its folder has a short name, and its log is kept instead of printed.
 
-    The loop's debug mode is off meanwhile: it takes down a stack for each future, which is most of the time of a check
-    that goes through thousands of steps.
+    The event loop's debug mode is off meanwhile: it records a stack for each future, which would be most of the time of
+    a check that goes through thousands of steps.
     """
     loop = asyncio.get_running_loop()
     async with AsyncExitStack() as stack:
@@ -234,7 +237,7 @@ async def trial(pair: PairUnderTest) -> AsyncIterator[Trial]:
 async def neighbours(trial: Trial, back: Process) -> AsyncIterator[Process]:
     """Connect an honest pair in another domain to the same backend daemon; yield that domain's agent.
 
-    In the end the pair works as it did, and its backend has not moved: what happened in between did no harm.
+    At the end of the block that pair must still work, and its backend must not have changed its state.
     """
     agent = await trial.agent(NEIGHBOUR)
     id = await trial.connect(agent)
@@ -248,10 +251,10 @@ async def neighbours(trial: Trial, back: Process) -> AsyncIterator[Process]:
 
 
 async def outlived(life: Coroutine[Any, Any, object], struck: asyncio.Event) -> None:
-    """Run something until it is done, or until a fault strikes: then it is given up.
+    """Run a coroutine until it is done, or until a fault strikes: then it is cancelled.
 
     Raises:
-        Exception: what `life` raises by itself.
+        Exception: raised by `life`, unless a fault has struck.
     """
     living, striking = asyncio.create_task(life), asyncio.create_task(struck.wait())
     try:
@@ -265,10 +268,10 @@ async def outlived(life: Coroutine[Any, Any, object], struck: asyncio.Event) -> 
 
 
 async def each_step(try_step: Callable[[int], Awaitable[bool]], least: int = 1) -> int:
-    """Call with 1, 2, 3, ... until it returns True: nothing was struck any more, there are no more steps.
+    """Call `try_step` with 1, 2, 3, ... until it returns True, which means that there are no more steps.
 
     Returns:
-        How many there were; fewer than `least` would mean that nothing was tried.
+        The number of steps; no more than `least` would mean that nothing was tried, and is an AssertionError.
     """
     step = 1
     while not await try_step(step):
@@ -278,7 +281,7 @@ async def each_step(try_step: Callable[[int], Awaitable[bool]], least: int = 1) 
 
 
 def _difference(before: Remains, now: Remains) -> str:
-    """What is there now and was not, or was and is not."""
+    """In words: what is there now and was not, and what was there and is not."""
 
     def words(remains: Remains) -> set[str]:
         nodes, holdings = remains.snapshot

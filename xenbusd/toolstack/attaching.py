@@ -19,7 +19,7 @@ async def attach(store: StoreClient, id: DeviceId, back: Mapping[str, str], fron
 
     Args:
         store: a session of dom0, or of another domain that may write there.
-        id: which device.
+        id: the device to make.
         back: more keys of the backend's directory, such as `params`.
         front: more keys of the frontend's directory.
 

@@ -21,12 +21,13 @@ async def detach(store: StoreClient, id: DeviceId, *, force: bool = False, deadl
     """Take a pair apart: `online` 0 and `state` 5 in one transaction, wait for 6, remove both directories.
 
     Args:
-        force: remove the frontend's directory first, and the backend's in any case.
+        force: remove the frontend's directory first, and the backend's even if it does not close.
         deadline_s: seconds for the backend to close.
 
     Raises:
         UsageError: there is no such device.
-        OtherendTimeout: without `force`, the backend did not close in time; it will, once its frontend does.
+        OtherendTimeout: the backend did not close in time; it will once its frontend does. With `force` the directories
+            were removed all the same.
     """
 
     async def begin(tx: Transaction) -> None:

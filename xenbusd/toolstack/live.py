@@ -14,7 +14,7 @@ from xenbusd.toolstack.pair import following, observe
 
 
 async def write_live(store: StoreClient, id: DeviceId, keys: Mapping[str, str]) -> None:
-    """Change keys of a backend's directory, together.
+    """Change keys of a backend's directory in one transaction.
 
     Raises:
         UsageError: there is no such device.
@@ -32,11 +32,11 @@ async def write_live(store: StoreClient, id: DeviceId, keys: Mapping[str, str]) 
 
 
 async def pause(store: StoreClient, id: DeviceId, *, paused: bool, deadline_s: float) -> None:
-    """Have a backend pause, or go on, and wait until it says that it has.
+    """Ask a backend to pause or to resume, and wait until its key `paused` says that it has.
 
     Raises:
         UsageError: there is no such device.
-        OtherendTimeout: it has not in time; or it cannot go on, and has said why.
+        OtherendTimeout: it has not in time, or it cannot resume; the message has the backend's error node.
     """
     before = await observe(store, id)
     await write_live(store, id, {"pause": str(int(paused))})

@@ -17,7 +17,7 @@ from xenbusd.store.client import StoreClient
 
 @dataclass(frozen=True)
 class PairState:
-    """One look at a pair, as a toolstack sees it. UNKNOWN stands for a directory that is not there."""
+    """A pair at one moment. A state is UNKNOWN if its directory is not there."""
 
     backend: State
     frontend: State
@@ -30,7 +30,7 @@ class PairState:
 
 
 async def observe(store: StoreClient, id: DeviceId) -> PairState:
-    """Read where a pair stands."""
+    """Read the present state of a pair. An unreadable node counts as one that is not there."""
 
     async def value(path: str) -> bytes | None:
         try:
@@ -66,7 +66,8 @@ async def observe(store: StoreClient, id: DeviceId) -> PairState:
 
 @asynccontextmanager
 async def following(store: StoreClient, id: DeviceId) -> AsyncIterator[Callable[[], Awaitable[PairState]]]:
-    """Watch both directories and both errors; what is yielded returns the next look, at once the first time."""
+    """Watch both directories and both error nodes. Yields a coroutine function that returns the pair's state: at once
+    the first time, and after a change from then on."""
     changed = asyncio.Event()
     paths = (id.backend_path, id.frontend_path, id.error_path(Side.BACKEND), id.error_path(Side.FRONTEND))
     watches = [await store.watch(path, wake=changed.set) for path in paths]

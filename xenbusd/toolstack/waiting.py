@@ -20,10 +20,10 @@ async def wait_connected(
     """Wait until both ends are Connected.
 
     Args:
-        progress: called with a sentence each time that it changes what is waited for.
+        progress: called after each change with a sentence: which end waits for what.
 
     Raises:
-        OtherendTimeout: the deadline passed, or an end gave up before; the message says which end waits for what.
+        OtherendTimeout: the deadline passed, or an end gave up earlier; the message says which end waits for what.
     """
     seen: PairState | None = None
     try:

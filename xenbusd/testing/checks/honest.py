@@ -16,16 +16,16 @@ TOOLSTACK_KEYS = {
     Side.BACKEND: {"frontend", "frontend-id", "online", "state"},
     Side.FRONTEND: {"backend", "backend-id", "state"},
 }
-"""Keys that every device has, of which a README need not tell."""
+"""Keys that every device has; a README need not name them."""
 
 
 class HonestChecks(PairUnderTest):
     """Nothing goes wrong."""
 
     readme: ClassVar[Path]
-    """Where the table of keys stands."""
+    """The file with the table of keys."""
     sometimes: ClassVar[frozenset[str]] = frozenset()
-    """Keys of the README that are not written in this configuration."""
+    """Keys in the README that are not written in this configuration."""
 
     async def test_is_found_by_its_entry_points(self) -> None:
         """The daemon finds both drivers: the package is installed, and names them in the group `xenbusd.drivers`."""
@@ -63,8 +63,8 @@ class HonestChecks(PairUnderTest):
             await asyncio.gather(*map(it.machine.detach, ids))
 
     async def test_keys_are_those_of_the_readme(self) -> None:
-        """The README's table names each key that is written, in its directory; and each that it names is written,
-        or counted among `sometimes`."""
+        """The README's table names each key that is written, for the right directory; and each key that it names is
+        written, or is one of `sometimes`."""
         async with trial(self) as it:
             await it.serve()
             id = await it.connect(await it.agent())
@@ -78,7 +78,7 @@ class HonestChecks(PairUnderTest):
                 assert not unwritten, f"{where}: told of and not written: {', '.join(unwritten)}"
 
     async def test_closes_from_the_frontend_and_begins_again(self) -> None:
-        """An agent that ends closes in order, and nothing of it stays mapped; the next one connects (6, 1, 2)."""
+        """An agent that ends closes its device in order and leaves nothing mapped; the next one connects (6, 1, 2)."""
         async with trial(self) as it:
             back = await it.serve()
             await it.machine.start(GUEST)  # the domain lives on
@@ -97,7 +97,7 @@ class HonestChecks(PairUnderTest):
             await it.nothing_left(before)
 
     async def test_closes_from_the_backend_and_begins_again(self) -> None:
-        """A backend that closes while `online` is 1 is followed to Closed by its frontend, and both come back."""
+        """When a backend closes while `online` is 1, its frontend follows it to Closed, and both reconnect."""
         async with trial(self) as it:
             await it.serve()
             guest = await it.agent()
@@ -109,7 +109,7 @@ class HonestChecks(PairUnderTest):
             assert await it.machine.nodes(id.backend_path) == {}
 
     async def test_detach_by_force(self) -> None:
-        """A device whose directories are torn away leaves nothing, and can be attached anew."""
+        """A device whose directories are removed by force leaves nothing, and can be attached again."""
         async with trial(self) as it:
             back, guest = await it.serve(), await it.agent()
             await it.machine.detach(await it.connect(guest))
@@ -120,7 +120,7 @@ class HonestChecks(PairUnderTest):
             await it.nothing_left(before)
 
     async def test_backend_daemon_is_restarted(self) -> None:
-        """The next daemon goes on with the pair, or closes it in order and both begin again: it works either way."""
+        """The next daemon adopts the pair, or closes it in order and both ends reconnect: it works either way."""
         async with trial(self) as it:
             back, guest = await it.serve(), await it.agent()
             before = await it.remains()
@@ -134,5 +134,5 @@ class HonestChecks(PairUnderTest):
 
 
 def _names(side: Side) -> set[str]:
-    """The classes that have a driver of this side."""
+    """Classes that have a driver of this side."""
     return {str(name) for name in registry.find(side)}

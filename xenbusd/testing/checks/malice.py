@@ -30,8 +30,8 @@ class MaliceChecks(PairUnderTest):
 
     @both_sides
     async def test_hostile_pages_harm_nobody(self, side: Side) -> None:
-        """Whatever one end finds in the pages that both share, it closes that device at the most; and when it is
-        detached nothing of it is left."""
+        """Whatever one end finds in the shared pages, at most it closes that device; when the device is detached,
+        nothing of it is left."""
         async with trial(self) as it:
             faults = Faults()
             back, guest = await it.pair_with(side, faults)
@@ -55,7 +55,7 @@ class MaliceChecks(PairUnderTest):
 
     @both_sides
     async def test_hostile_keys_harm_nobody(self, side: Side) -> None:
-        """Rubbish in any key that one end writes is refused, or harmless: the other end lives, and says what it was."""
+        """Rubbish in any key that one end writes is refused or harmless: the other end survives, and reports it."""
         async with trial(self) as it:
             faults = Faults()
             back, guest = await it.pair_with(side, faults)
@@ -79,8 +79,8 @@ class MaliceChecks(PairUnderTest):
 
     @both_sides
     async def test_mad_states_harm_nobody(self, side: Side) -> None:
-        """An end that hangs while its `state` takes two hundred values in no order, some of which are none: the other
-        end lives through it, and lets go of everything when the device is taken away."""
+        """One end hangs while its `state` takes two hundred values in no order, not all of them states: the other end
+        survives, and releases everything when the device is removed."""
         async with trial(self) as it:
             back = await it.serve()
             async with neighbours(it, back):
@@ -99,7 +99,7 @@ class MaliceChecks(PairUnderTest):
                     await it.nothing_left(before)
 
     async def _hang(self, it: Trial, side: Side) -> tuple[Process, DeviceId]:
-        """Connect a pair of which one end then hangs. Return a process beside that one, and the device."""
+        """Connect a pair of which one end then hangs. Return another process of that end's domain, and the device."""
         faults = Faults()
         backend = DOM0 if side is Side.FRONTEND else DRIVER_DOMAIN
         if side is Side.BACKEND:
@@ -112,5 +112,5 @@ class MaliceChecks(PairUnderTest):
 
 
 def _has_judged(process: Process, id: DeviceId, side: Side) -> bool:
-    """Whether an end has taken what the other offered, or closed."""
+    """Whether an end has accepted the offer of the other, or closed."""
     return bool({"Connected", "Closing", "Closed"} & set(process.states(id, side.value)))

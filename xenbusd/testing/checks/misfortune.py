@@ -12,18 +12,18 @@ from xenbusd.testing.process import Process
 from xenbusd.testing.trial import GUEST, NOT_YET, PairUnderTest, Trial, each_step, neighbours, outlived, trial
 
 LATE_S = 0.03
-"""By how much watch events are late, at most."""
+"""Delay of watch events, at most."""
 
 REFUSALS_MAX = 12
-"""Refusals of one call that is made again and again, one for each time; then the next call has its turn."""
+"""Occurrences of one call that are refused, one in each attempt; later ones are not tried."""
 
 
 class MisfortuneChecks(PairUnderTest):
-    """Both ends are honest, and the machine is not kind to them."""
+    """Both ends are honest; processes, domains, the store or calls to the machine fail."""
 
     @each("phase", ["handshake", "detach"])
     async def test_domain_dies_at_each_step(self, phase: str) -> None:
-        """Whenever the guest is destroyed, the backend lets go of all that was its, and its neighbour never notices."""
+        """Whenever the guest is destroyed, the backend releases all that was its; the neighbour notices nothing."""
         async with trial(self) as it:
             back = await it.serve()
             async with neighbours(it, back):
@@ -45,8 +45,8 @@ class MisfortuneChecks(PairUnderTest):
     @both_sides
     @each("phase", ["handshake", "detach"])
     async def test_process_dies_at_each_step(self, side: Side, phase: str) -> None:
-        """Whenever the process of one end is killed, the next one takes its place: a pair that was connecting works,
-        one that was closing closes."""
+        """Whenever the process of one end is killed, the next process takes its place: a pair that was connecting
+        works, and a pair that was closing closes."""
         async with trial(self) as it:
             await it.machine.start(GUEST)  # the domain lives on
             other = await (it.serve() if side is Side.FRONTEND else it.agent())
@@ -68,8 +68,8 @@ class MisfortuneChecks(PairUnderTest):
             await each_step(dies)
 
     async def _cut(self, it: Trial, phase: str, step: int, side: Side) -> tuple[DeviceId, bool]:
-        """Start one end, and cut it at a step of a phase. Return the device, and whether it outlived the phase, in
-        which case it is detached."""
+        """Start one end, and kill it at a step of a phase. Return the device, and whether that end survived because
+        the phase has fewer steps; the device is detached then."""
         faults = Faults()
         victim = await (it.agent(GUEST, faults) if side is Side.FRONTEND else it.serve(faults))
         guest = next(process for process in reversed(it.machine.processes) if process.domid == GUEST and process.alive)
@@ -91,7 +91,7 @@ class MisfortuneChecks(PairUnderTest):
 
     @both_sides
     async def test_store_is_lost_at_each_step(self, side: Side) -> None:
-        """The connection to the store ends at any step of a handshake: the pair connects all the same, and works."""
+        """If the connection to the store ends at any step of a handshake, the pair still connects, and works."""
         async with trial(self) as it:
             faults = Faults()
             _, guest = await it.pair_with(side, faults)
@@ -111,8 +111,8 @@ class MisfortuneChecks(PairUnderTest):
 
     @both_sides
     async def test_calls_are_refused(self, side: Side) -> None:
-        """Any call to the machine may fail: then there is an error node, the device closes, the neighbour goes on; and
-        what failed once works when it is attached again."""
+        """If a call to the machine fails, the device closes with an error node, its neighbour goes on, and the device
+        works when it is attached again."""
         async with trial(self) as it:
             faults = Faults()
             back, guest = await it.pair_with(side, faults)
@@ -136,8 +136,8 @@ class MisfortuneChecks(PairUnderTest):
 
     @staticmethod
     async def _recovers(it: Trial, guest: Process, id: DeviceId, side: Side) -> None:
-        """A frontend tries again by itself. A backend does, too, if that was in the middle of work; else it says why
-        it closed, and stands still."""
+        """A frontend reconnects by itself. A backend does, too, if the call failed while it was connected; otherwise it
+        must say why in an error node, and stay closed."""
         if side is Side.BACKEND:
             seen = await it.machine.until(id, backend=(State.CONNECTED, State.CLOSING, State.CLOSED))
             if seen.backend is not State.CONNECTED:
@@ -147,7 +147,7 @@ class MisfortuneChecks(PairUnderTest):
 
     @each("seed", [1, 2, 3])
     async def test_watches_are_late(self, seed: int) -> None:
-        """Events are hints: late, doubled and out of order they still bring a pair up, and down, again and again."""
+        """Watch events are hints: late, doubled and out of order, they still connect and close a pair, repeatedly."""
         async with trial(self) as it:
             faults, more = Faults(seed), Faults(-seed)
             await it.serve(faults)
