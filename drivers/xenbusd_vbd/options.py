@@ -1,56 +1,47 @@
-"""The keys of [drivers.vbd] in the configuration file, for both ends. Pure."""
+"""The keys of [drivers.vbd] in the configuration file, for both ends. Pure.
+
+One file may serve both ends, so each end takes the keys of the other, too. A default that differs between the ends, or
+depends on the host, stands with who uses it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping
+from typing import Any
 
-from xenbusd.api import UsageError
-from xenbusd_vbd.image.formats import CACHES
+from xenbusd.api import Option, Schema, integer, one_of, true_or_false
 from xenbusd_vbd.protocol import MAX_RING_PAGE_ORDER
 
 QUEUES_MAX = 16
 PAGES_MAX = 1 << 16
 
+CACHES = ("writeback", "none")
+"""Through the host's page cache, or past it."""
 
-def _number(least: int, most: int) -> Callable[[object], str | None]:
-    def check(value: object) -> str | None:
-        good = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-        return None if good else f"write a number from {least} to {most}"
+OPTIONS = Schema(
+    Option(
+        "queues", integer(1, QUEUES_MAX), help="backend: the most queues of a frontend; frontend: queues to ask for"
+    ),
+    Option("direct", true_or_false, default=True, help="backend: O_DIRECT where the file system can do it"),
+    Option("image_cache", one_of(*CACHES), default="writeback", help="backend: how qemu-nbd uses the page cache"),
+    Option("backing_files", true_or_false, default=False, help="backend: whether images may lead to other files"),
+    Option("nbd_device", true_or_false, default=True, help="frontend: whether the disk appears at /dev/nbdN"),
+    Option("pages", integer(1, PAGES_MAX), unit="pages", help="frontend: data pages shared with the backend"),
+    Option(
+        "ring_page_order", integer(0, MAX_RING_PAGE_ORDER), default=0, help="frontend: log2 of the pages of each ring"
+    ),
+)
 
-    return check
 
-
-def _switch(value: object) -> str | None:
-    return None if isinstance(value, bool) else "write true or false"
-
-
-def _word(*words: str) -> Callable[[object], str | None]:
-    return lambda value: None if value in words else f"write one of {', '.join(words)}"
-
-
-OPTIONS: Mapping[str, Callable[[object], str | None]] = {
-    "queues": _number(1, QUEUES_MAX),
-    "direct": _switch,
-    "image_cache": _word(*CACHES),
-    "backing_files": _switch,
-    "nbd_device": _switch,
-    "pages": _number(1, PAGES_MAX),
-    "ring_page_order": _number(0, MAX_RING_PAGE_ORDER),
-}
-"""Each key, and what tells what is wrong with a value: None if nothing is."""
+def complete(options: Mapping[str, object]) -> dict[str, Any]:
+    """Add the defaults to options that were checked."""
+    return {**OPTIONS.defaults, **options}
 
 
 def check(options: Mapping[str, object]) -> None:
-    """Look at the table.
+    """Check keys and values as they stand in the file.
 
     Raises:
         UsageError: a key is unknown, or its value wrong.
     """
-    for key, value in options.items():
-        if key not in OPTIONS:
-            near = get_close_matches(key, OPTIONS, 1)
-            hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(OPTIONS)}"
-            raise UsageError(f"[drivers.vbd] {key}: unknown key; {hint}")
-        if wrong := OPTIONS[key](value):
-            raise UsageError(f"[drivers.vbd] {key} = {value!r}: {wrong}")
+    OPTIONS.given(options, "[drivers.vbd]")

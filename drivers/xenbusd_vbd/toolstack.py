@@ -8,20 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from xenbusd.api import Devid, Directories, ResourceError, UsageError
+from xenbusd.api import Devid, Directories, Option, ResourceError, Schema, UsageError, one_of
 from xenbusd_vbd.image.params import check_mode, parse, parse_mode
 
 _NAME = re.compile(r"(xvd|sd|hd)([a-z]{1,3})([0-9]{1,3})?", re.ASCII)
-
-PARAMETERS = {
-    "target": "absolute path of a raw file or block device, its name below /dev, or <format>:...; required",
-    "mode": "w, r, or w! to share it unchecked  [w]",
-    "script": "hotplug script, a name or an absolute path; empty for none  [block-xenbusd]",
-    "device-type": "disk or cdrom  [disk]",
-    "removable": "0 or 1  [0]",
-    "discard-enable": "0 or 1  [1]",
-    "direct-io-safe": "0 or 1: whether written pages may be given to a network file system directly  [0]",
-}
 
 
 def parse_vdev(text: str) -> int:
@@ -60,46 +50,79 @@ def vdev_name(number: int) -> str:
     return str(number)
 
 
+def check_target(value: object) -> str:
+    """A check for what `params` may say; it is returned as it was written.
+
+    Raises:
+        ValueError
+    """
+    if not value:
+        raise ValueError("say what to serve by its absolute path: target=/path/to/disk.img, or qcow2:/path")
+    try:
+        parse(str(value))
+    except ResourceError as error:
+        raise ValueError(str(error)) from None
+    return str(value)
+
+
+def check_script(value: object) -> str:
+    """A check for a script's name, which is looked up only when the script is run: any text will do."""
+    return str(value)
+
+
+PARAMETERS = Schema(
+    Option(
+        "target",
+        check_target,
+        help="absolute path of a raw file or block device, its name below /dev, or <format>:...; required",
+    ),
+    Option("mode", one_of("w", "r", "w!"), default="w", help="w, r, or w! to share it unchecked"),
+    Option(
+        "script",
+        check_script,
+        default="block-xenbusd",
+        help="hotplug script, a name or an absolute path; empty for none",
+    ),
+    Option("device-type", one_of("disk", "cdrom"), default="disk", help="disk or cdrom"),
+    Option("removable", one_of("0", "1"), default="0", help="0 or 1"),
+    Option("discard-enable", one_of("0", "1"), default="1", help="0 or 1"),
+    Option(
+        "direct-io-safe",
+        one_of("0", "1"),
+        default="0",
+        help="0 or 1: whether written pages may be given to a network file system directly",
+    ),
+    noun="parameter",
+)
+
+
 def directories(devid: Devid, parameters: Mapping[str, str]) -> Directories:
     """The keys for both directories.
 
     Raises:
         UsageError: a parameter is unknown, missing or wrong.
     """
-    unknown = sorted(set(parameters) - set(PARAMETERS))
-    if unknown:
-        raise UsageError(f"vbd: unknown parameter {unknown[0]!r}; there are {', '.join(PARAMETERS)}")
-    target, mode = parameters.get("target", ""), _one_of(parameters, "mode", "w", "r", "w!")
-    if not target:
-        raise UsageError("vbd: say what to serve by its absolute path: target=/path/to/disk.img, or qcow2:/path")
+    given = PARAMETERS.read({**parameters, "target": parameters.get("target", "")}, "vbd:")
     try:
-        check_mode(parse(target), parse_mode(mode))
+        check_mode(parse(given["target"]), parse_mode(given["mode"]))
     except ResourceError as error:
         raise UsageError(f"vbd: {error}") from None
-    device_type = _one_of(parameters, "device-type", "disk", "cdrom")
     backend = {
-        "params": target,
-        "mode": mode,
+        "params": given["target"],
+        "mode": given["mode"],
         "type": "phy",
         "dev": vdev_name(devid),
-        "device-type": device_type,
-        "removable": _one_of(parameters, "removable", "0", "1"),
+        "device-type": given["device-type"],
+        "removable": given["removable"],
         "bootable": "1",
-        "discard-enable": _one_of(parameters, "discard-enable", "1", "0"),
+        "discard-enable": given["discard-enable"],
         "specification": "xen",
     }
-    if _one_of(parameters, "direct-io-safe", "0", "1") == "1":
+    if given["direct-io-safe"] == "1":
         backend["direct-io-safe"] = "1"
-    if script := parameters.get("script", "block-xenbusd"):
-        backend["script"] = script
-    return Directories(backend, {"virtual-device": str(devid), "device-type": device_type, "trusted": "1"})
-
-
-def _one_of(parameters: Mapping[str, str], name: str, *values: str) -> str:
-    value = parameters.get(name, values[0])
-    if value not in values:
-        raise UsageError(f"vbd: {name}={value!r}: it is one of {', '.join(values)}")
-    return value
+    if given["script"]:
+        backend["script"] = given["script"]
+    return Directories(backend, {"virtual-device": str(devid), "device-type": given["device-type"], "trusted": "1"})
 
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -114,7 +137,9 @@ def live_keys(parameters: Mapping[str, str]) -> dict[str, str]:
     keys = {}
     for name, value in parameters.items():
         if name == "pause":
-            keys[name] = _one_of(parameters, name, "0", "1")
+            if value not in ("0", "1"):
+                raise UsageError(f"vbd: pause={value!r}: write 0 or 1")
+            keys[name] = value
         elif name in ("iops", "bandwidth"):
             found = re.fullmatch(r"([0-9]{1,15})([KMG]?)", value, re.ASCII)
             if found is None or (name == "iops" and found[2]):

@@ -26,6 +26,7 @@ from xenbusd_vbd.image.raw import Image
 from xenbusd_vbd.image.reconnect import Log, Source
 from xenbusd_vbd.image.remote import NbdEngine
 from xenbusd_vbd.image.server import ImageServer, RemoteServer
+from xenbusd_vbd.options import complete
 
 FENCE_S = 10.0
 """How long the previous daemon's last I/O may take, when its rings are adopted."""
@@ -57,7 +58,7 @@ async def open_engine(dev: BackendDevice) -> Engine:
         )
     path = await dev.own.read("physical-device-path", text, default=params.target)
     safe = await dev.own.read("direct-io-safe", boolean, default=False)
-    direct = bool(dev.options.get("direct", True))
+    direct = bool(complete(dev.options)["direct"])
     image = await _once_unlocked(
         lambda: asyncio.to_thread(Image, path, writable=mode.writable, shared=mode.shared, direct=direct), fence_s
     )
@@ -89,7 +90,7 @@ async def open_image_server(
         mode: as which the server opens it, too.
         socket_path: where a server of ours listens.
         log: the device's.
-        options: of the configuration's [drivers.vbd]: `image_cache` ("writeback" or "none"), `backing_files`.
+        options: of [drivers.vbd], checked: `image_cache` and `backing_files` are used.
         fence_s: how long to wait for an image that the previous daemon's server still holds.
 
     Raises:
@@ -99,8 +100,9 @@ async def open_image_server(
     check_mode(params, mode)
     if params.format in NETWORK:
         return await _connect(RemoteServer(nbd_address(params)), mode.writable, log)
+    settings = complete(options)
     is_device = params.path is not None and await asyncio.to_thread(_is_device, params.path)
-    target = Target(*params, *mode, is_device, options.get("image_cache", "writeback"))
+    target = Target(*params, *mode, is_device, settings["image_cache"])
 
     async def lock() -> ImageServer:
         return ImageServer(target, socket_path)
@@ -108,7 +110,7 @@ async def open_image_server(
     server = await _once_unlocked(lock, fence_s)
     try:
         if params.format in QEMU:
-            await check_chain(target, allowed=options.get("backing_files", False) is True)
+            await check_chain(target, allowed=settings["backing_files"] is True)
         return await _connect(server, mode.writable, log)
     except BaseException:
         await server.close()

@@ -142,12 +142,12 @@ def test_no_script() -> None:
         ({"target": "qcow2:disk.img"}, "absolute path"),
         ({"target": "bochs:/d"}, "format 'bochs' is not served"),
         ({"target": "xz:/d", "mode": "w"}, "only be read"),
-        ({"target": "/d", "direct-io-safe": "yes"}, "one of 0, 1"),
-        ({"target": "/d", "mode": "rw"}, "mode='rw': it is one of w, r, w!"),
-        ({"target": "/d", "device-type": "floppy"}, "one of disk, cdrom"),
-        ({"target": "/d", "removable": "yes"}, "one of 0, 1"),
-        ({"target": "/d", "discard-enable": ""}, "one of 1, 0"),
-        ({"target": "/d", "modes": "w"}, "unknown parameter 'modes'; there are target, mode"),
+        ({"target": "/d", "direct-io-safe": "yes"}, "none of 0, 1"),
+        ({"target": "/d", "mode": "rw"}, "mode: 'rw' is none of w, r, w!"),
+        ({"target": "/d", "device-type": "floppy"}, "none of disk, cdrom"),
+        ({"target": "/d", "removable": "yes"}, "none of 0, 1"),
+        ({"target": "/d", "discard-enable": ""}, "none of 0, 1"),
+        ({"target": "/d", "modes": "w"}, "modes: unknown parameter; did you mean mode"),
     ],
 )
 def test_a_wrong_parameter(parameters: dict[str, str], message: str) -> None:
