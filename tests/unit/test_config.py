@@ -1,4 +1,4 @@
-"""xenbusd.config: what a file means, and what a wrong one says."""
+"""xenbusd.config: what a file means, and how mistakes in it are reported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def written(folder: Path, text: str | bytes) -> str:
 
 
 def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
-    """A file that says nothing is the same as none."""
+    """An empty file is the same as no file."""
     assert load(written(tmp_path, "")) == Config()
     assert Config().daemon == DaemonConfig("xen", None, None, "auto", "info", "auto")
     assert Config().hotplug == HotplugConfig(40.0, "/etc/xen/scripts")
@@ -57,7 +57,7 @@ def test_every_key(tmp_path: Path) -> None:
 
 
 def test_it_cannot_be_changed(tmp_path: Path) -> None:
-    """What has been read stays as it was read."""
+    """A configuration cannot be changed after it was read."""
     config = load(written(tmp_path, "[drivers.vbd]\na = 1\n"))
     with pytest.raises(FrozenInstanceError):
         config.daemon.loop = "uvloop"  # type: ignore[misc]
@@ -115,14 +115,14 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 
 def test_run_dir() -> None:
-    """Without a word in the file: /run/xenbusd on Xen, a folder for each domain on a simulated host."""
+    """By default it is /run/xenbusd on Xen, and a folder for each domain on a simulated host."""
     assert Config().run_dir(Domid(0)) == "/run/xenbusd"
     assert Config().with_overrides(host="sim:/tmp/h").run_dir(Domid(3)) == "/tmp/h.dom3"
     assert Config().with_overrides(host="sim:/tmp/h", run_dir="/run/x").run_dir(Domid(3)) == "/run/x"
 
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
-    """A flag that was given replaces what the file says; one that was not leaves it."""
+    """A flag that was given replaces the file's value; one that was not given leaves it."""
     config = load(written(tmp_path, "[daemon]\nloop = 'asyncio'\nlog_level = 'error'\n[hotplug]\ntimeout_s = 1\n"))
     config = config.with_overrides(log_level="debug", loop=None, classes=("echo",))
     assert config.daemon == DaemonConfig(log_level="debug", loop="asyncio", classes=("echo",))
@@ -134,6 +134,6 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
     [({"log_format": "xml"}, "--log-format: 'xml' is none of"), ({"host": "x"}, "--host: 'x' is no host")],
 )
 def test_a_wrong_flag_is_named(flags: dict[str, str], message: str) -> None:
-    """A wrong flag is refused in its own name, as the user typed it."""
+    """A wrong flag is reported by its own name, as the user typed it."""
     with pytest.raises(UsageError, match=message):
         Config().with_overrides(**flags)

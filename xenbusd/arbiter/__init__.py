@@ -1,1 +1,1 @@
-"""Arbiter mode: one device class served by xenbusd and by Linux's own backend, side by side."""
+"""Arbiter mode: xenbusd and Linux's own backends serve devices of one class side by side."""

@@ -1,8 +1,9 @@
-"""Arbiter mode: Linux's backends and ours in one domain, each with the devices that are its own.
+"""Arbiter mode: Linux's backends and ours serve devices of one class in one domain.
 
-The kernel is told to bind nothing by itself; of each device that appears on its bus we decide whose it is, and hand it
-over unless it is ours. When we end, the kernel binds by itself again. A device beyond Initialising is somebody's
-already and is never handed over: a ring of ours that waits for the next daemon stays ours.
+The arbiter keeps the kernel from binding devices by itself. It decides for each device on the kernel's bus whether it
+is ours, and has the kernel bind it if it is not. When the arbiter ends, the kernel binds by itself again. A device
+beyond Initialising already has a backend and is never handed over: a ring of ours that waits for the next daemon stays
+ours.
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ from xenbusd.registry import Claims
 from xenbusd.store.client import StoreClient
 
 RESYNC_S = 3.0
-"""How often everything is looked at without a hint: less than the 10 s that libxl gives a backend."""
+"""The whole bus is checked so often even without an event: libxl gives a backend 10 s."""
 
 RELEASE_S = 10.0
-"""How long handing over what is left may take when we end. That the kernel binds new devices again is done first."""
+"""The longest that `release` may spend on handing over devices. By then the kernel binds new devices again."""
 
 
 class Arbiter:
-    """Decides between the kernel's backends and ours.
+    """Decides for each device whether the kernel's backend or ours serves it.
 
     Args:
-        bus: the kernel's.
-        store: where devices say what they are.
-        domid: our own domain.
+        bus: the kernel's bus of backend devices.
+        store: with the backend directories.
+        domid: this domain.
         claims: which devices are ours.
-        log: gets one line for each device that is handed over or left.
+        log: gets one line for each device that is handed over, or that no driver takes.
     """
 
     def __init__(
@@ -54,18 +55,18 @@ class Arbiter:
         self._log = log
         self._wake = asyncio.Event()
         self._left: dict[str, frozenset[str]] = {}
-        """Devices that no driver took, with the drivers that there were."""
+        """Devices that no driver took, by bus id, with the drivers that were loaded then."""
         self._driverless: set[str] = set()
-        """Classes that Linux was found to have no driver for."""
-        self._told: set[str] = set()
-        """Devices of which the log knows that nobody serves them as they should be."""
+        """Classes for which Linux has no driver, as the log says already."""
+        self._reported: set[str] = set()
+        """Bus ids of devices whose `device.unserved` or `device.taken` is in the log already."""
 
     @asynccontextmanager
     async def arbitrating(self) -> AsyncIterator[None]:
-        """Keep the kernel from binding by itself, for a while, and hear of what appears on its bus.
+        """In the block, keep the kernel from binding devices by itself, and receive its events; then `release`.
 
         Raises:
-            UsageError: there is no such kernel here, or we may not.
+            UsageError: this kernel has no such bus, or this process may not control it.
         """
         try:
             self.bus.switch_autoprobe(False)
@@ -78,7 +79,7 @@ class Arbiter:
         with ExitStack() as stack:
             try:
                 stack.enter_context(following(open_uevents(), self.wake))
-            except OSError as error:  # then each device waits for the next look
+            except OSError as error:  # then a device waits for the next check of the whole bus
                 self._log.warning("uevents.refused", error=str(error))
             try:
                 yield
@@ -86,7 +87,7 @@ class Arbiter:
                 await self.release()
 
     async def run(self) -> None:
-        """Hand over what is not ours, now and as it appears, for ever."""
+        """Hand over every device that is not ours, now and as they appear; never returns."""
         while True:
             self._wake.clear()
             await self._observe()
@@ -95,30 +96,30 @@ class Arbiter:
                     await self._wake.wait()
 
     def wake(self) -> None:
-        """Something may have changed on the bus."""
+        """Have the bus checked soon: something may have changed there."""
         self._wake.set()
 
     async def is_ours(self, id: DeviceId) -> bool:
-        """Say whether a device of a class that we serve is ours. One that the kernel has bound is not."""
+        """Return whether a device of a class that we serve is ours. One that the kernel has bound is not."""
         bus_id = id.log_name
-        told = bus_id in self._told
+        reported = bus_id in self._reported
         if not self._claims.is_ours(id.device_class, await self._read(id.backend_path + "/script")):
-            if len(bus_id) > BUS_ID_MAX and not told:
-                self._told.add(bus_id)
+            if len(bus_id) > BUS_ID_MAX and not reported:
+                self._reported.add(bus_id)
                 complaint = f"it is Linux's, which takes no name of over {BUS_ID_MAX} characters"
                 self._log.warning("device.unserved", device=bus_id, error=complaint)
             return False
         driver = self.bus.driver(bus_id)
-        if driver is not None and not told:
-            self._told.add(bus_id)
+        if driver is not None and not reported:
+            self._reported.add(bus_id)
             self._log.warning("device.taken", device=bus_id, driver=driver, todo="detach it and attach it again")
         return driver is None
 
     async def release(self) -> None:
-        """Have the kernel bind by itself again, and hand over what stands there for it. Idempotent.
+        """Have the kernel bind devices by itself again, and hand over those that wait for it. Idempotent.
 
         Raises:
-            UsageError: the kernel cannot be told.
+            UsageError: the kernel's switch cannot be written.
         """
         await restore(self.bus)
         handed: list[str] = []
@@ -130,16 +131,16 @@ class Arbiter:
         self._log.info("arbiter.released", handed_over=" ".join(handed))
 
     async def settle(self) -> list[str]:
-        """Look at every device that is not bound, and hand over what is not ours.
+        """Check every unbound device, and hand over those that are not ours.
 
         Returns:
-            The bus ids of what the kernel has now.
+            The bus ids of the devices that were handed over.
         """
         unbound = self.bus.unbound()
         for gone in self._left.keys() - set(unbound):
             del self._left[gone]
         there = set(self.bus.devices())
-        self._told = {bus_id for bus_id in self._told if bus_id in there or len(bus_id) > BUS_ID_MAX}
+        self._reported = {bus_id for bus_id in self._reported if bus_id in there or len(bus_id) > BUS_ID_MAX}
         handed = []
         for bus_id in unbound:
             try:
@@ -150,7 +151,7 @@ class Arbiter:
         return handed
 
     async def _observe(self) -> None:
-        """Settle; and see that nobody has undone what `arbitrating` did."""
+        """Settle, after switching autoprobe off again if somebody has switched it on."""
         try:
             if self.bus.autoprobe:
                 self._log.warning("autoprobe.changed", todo="do not run xenbusd release while xenbusd serves")
@@ -160,7 +161,7 @@ class Arbiter:
         await self.settle()
 
     async def _is_for_the_kernel(self, bus_id: str) -> bool:
-        """Whether nobody has the device yet, and it is not ours."""
+        """Whether the device is at Initialising, so that it has no backend yet, and is not ours."""
         nodename = self.bus.nodename(bus_id)
         if nodename is None:
             return False
@@ -170,8 +171,10 @@ class Arbiter:
         return not self._claims.is_ours(class_of(bus_id), await self._read(path + "/script"))
 
     async def _hand_over(self, bus_id: str) -> bool:
-        """Have the kernel bind a device; its driver is loaded if need be. One that no driver takes is tried again when
-        another driver has been loaded."""
+        """Have the kernel bind a device, after loading the driver if necessary. Return whether it is bound.
+
+        A device that no driver takes is tried again once other drivers are loaded.
+        """
         if self._left.get(bus_id) == self.bus.drivers():
             return False
         complaint: str | None = None
@@ -183,12 +186,12 @@ class Arbiter:
             self._log.info("device.handed_over", device=bus_id, driver=self.bus.driver(bus_id))
             return True
         self._left[bus_id] = self.bus.drivers()
-        self._tell_left(bus_id, complaint)
+        self._report_left(bus_id, complaint)
         return False
 
-    def _tell_left(self, bus_id: str, complaint: str | None) -> None:
-        """Say that no driver of the kernel's took a device. Of a class that neither Linux nor we have one for, that is
-        no news: every guest's console is such a device."""
+    def _report_left(self, bus_id: str, complaint: str | None) -> None:
+        """Log that none of the kernel's drivers took a device. For a class that neither Linux nor we have a driver for,
+        once is enough: every guest's console is such a device."""
         device_class = class_of(bus_id)
         if complaint is None:
             self._log.warning("device.unserved", device=bus_id, error="Linux's driver refused it")
@@ -209,11 +212,11 @@ class Arbiter:
 async def restore(bus: KernelBus) -> None:
     """Have the kernel bind new devices by itself again. Idempotent.
 
-    The drivers of all unbound devices are loaded while it does not: one that is loaded while the kernel binds by itself
-    is at once bound to every unbound device of its class, our connected ones among them.
+    The drivers of all unbound devices are loaded before that: a driver that is loaded while the kernel binds by itself
+    is at once bound to every unbound device of its class, including our connected ones.
 
     Raises:
-        UsageError: the kernel cannot be told.
+        UsageError: the kernel's switch cannot be written.
     """
     try:
         bus.switch_autoprobe(False)
@@ -227,5 +230,5 @@ async def restore(bus: KernelBus) -> None:
 
 
 def class_of(bus_id: str) -> str:
-    """The device class in a bus id: "vbd" of "vbd-5-51712"."""
+    """Return the device class in a bus id: "vbd" for "vbd-5-51712"."""
     return bus_id.rsplit("-", 2)[0]

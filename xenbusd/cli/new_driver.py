@@ -1,4 +1,4 @@
-"""`xenbusctl new-driver`: writes a package with both ends of a driver, its tests and its README, to begin from."""
+"""`xenbusctl new-driver`: writes a package with both ends of a new driver, its tests and its README."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TAKEN = frozenset(
         *("argo", "camera", "tap", "vbd3", "vcamera", "virtio", "vscsi"),
     ]
 )
-"""Classes that libxl, Linux, QEMU or blktap know: they would take such devices for their own.
+"""Device classes that libxl, Linux, QEMU or blktap know: they would treat such devices as their own.
 
 Source: tools/libs/light/libxl_types_internal.idl (device_kind); xen/include/public/io/.
 """
@@ -34,7 +34,7 @@ _NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*", re.ASCII)
     "--into", type=click.Path(path_type=Path), default=".", metavar="DIR", help="where to put its folder  [.]"
 )
 def new_driver(name: str, into: Path) -> None:
-    """Write a package with a driver pair for device class CLASS, to begin from; its tests pass as it is."""
+    """Write a package with a working driver pair for a new device class CLASS; its tests pass as they are."""
     with sentences():
         device_class = check_new_class(name)
         folder = into / project_name(device_class)
@@ -50,10 +50,10 @@ def new_driver(name: str, into: Path) -> None:
 
 
 def check_new_class(name: str) -> DeviceClass:
-    """Accept the name of a class that is nobody's yet.
+    """Return the name of a new class, if it can be one.
 
     Raises:
-        UsageError: it cannot be a class's name, or is known to Xen's tools, or has a driver here.
+        UsageError: no class can be called so, or Xen's own tools know such a class, or a driver for it is installed.
     """
     from importlib.metadata import entry_points
 
@@ -61,7 +61,7 @@ def check_new_class(name: str) -> DeviceClass:
 
     check_class(name)
     if not _NAME.fullmatch(name):
-        raise UsageError(f"{name!r} would be no good name: begin with a letter, and put letters or digits after - or _")
+        raise UsageError(f"{name!r} is not a good name: begin with a letter, and put letters or digits after - or _")
     if name in TAKEN:
         raise UsageError(f"{name} is a device class that Xen's own tools or drivers know: choose another name")
     for point in entry_points(group=GROUP):
@@ -71,12 +71,12 @@ def check_new_class(name: str) -> DeviceClass:
 
 
 def project_name(device_class: DeviceClass) -> str:
-    """What the package's folder is called, and what pip calls it."""
+    """Return the name of the package's folder, and of the package for pip."""
     return f"xenbusd-{device_class.replace('_', '-')}"
 
 
 def write_package(device_class: DeviceClass, folder: Path) -> list[Path]:
-    """Write the package; return its files.
+    """Write the package, and return the paths of its files.
 
     Raises:
         UsageError: the folder exists, or cannot be made.
@@ -102,7 +102,7 @@ def write_package(device_class: DeviceClass, folder: Path) -> list[Path]:
     templates = files("xenbusd.cli") / "driver_template"
     written = []
     try:
-        folder.mkdir(parents=True)  # one that is there is never written to
+        folder.mkdir(parents=True)  # an existing folder is never written to
         for template, place in places.items():
             path = folder / place
             path.parent.mkdir(exist_ok=True)

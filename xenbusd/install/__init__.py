@@ -1,1 +1,1 @@
-"""Puts into a system what pip cannot: units, scripts, configuration; and takes it away again."""
+"""Installs and removes the files that pip cannot: units, hotplug scripts, configuration."""

@@ -1,8 +1,8 @@
-"""The files that we put below /etc, and the record that says which of them are still as we put them.
+"""Installed files, and the record of their checksums, which shows whether the administrator has changed one.
 
-Debian's rule for configuration files holds for all of them: one that the administrator has changed is kept, and a new
-version of it is put beside it. So `xenbusd install` may be run again at any time, and `uninstall` removes nothing that
-is not ours.
+All of them follow Debian's rule for configuration files: a file that the administrator has changed is kept, and a new
+version is put beside it. So `xenbusd install` may be repeated at any time, and `uninstall` removes nothing that the
+administrator has written.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from xenbusd.errors import UsageError, XenbusdError
 
 RECORD = "/var/lib/xenbusd/installed.json"
-"""{role: {path: SHA-256 of the version that we put there, or beside what we found there}}."""
+"""{role: {path: SHA-256 of the version that was installed at the path, or beside it}}."""
 
 NEW = ".xenbusd-new"
-"""What the name of a new version gets that stands beside a file of the administrator's."""
+"""The suffix of a new version that is put beside a changed file."""
 
 OWN_FOLDERS = ("/etc/systemd/system/xenbusd.service.d", os.path.dirname(RECORD))
-"""Folders that are ours, and go with the last file in them."""
+"""Folders that are removed once they are empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +31,16 @@ class InstalledFile:
     """One file of an installation."""
 
     path: str
-    """Absolute, as the running system has it."""
+    """An absolute path in the running system."""
     data: bytes
     mode: int = 0o644
 
 
 class Installation:
-    """What is installed below one root.
+    """The files that are installed below one root.
 
     Args:
-        root: the folder that is, or will be, "/"; a package builder's is somewhere else.
+        root: the folder that is, or will be, "/" of the system.
         dry_run: write nothing, only say what would be done.
         say: gets a line for each file.
 
@@ -57,25 +57,25 @@ class Installation:
         self._touched = False
 
     def recorded(self, role: str) -> frozenset[str]:
-        """The paths of what is installed for a role."""
+        """The paths of the files that are installed for a role."""
         return frozenset(self._record.get(role, {}))
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The roles that something is installed for."""
+        """The roles that are installed."""
         return tuple(self._record)
 
     def is_changed(self, path: str) -> bool:
-        """Whether a file that is recorded is there, and is not as we put it."""
+        """Whether there is a file at a path that differs from every version that was installed there."""
         known = {digest for of in self._record.values() for at, digest in of.items() if at == path}
         found = self._digest(path)
         return found is not None and found not in known
 
     def put(self, role: str, files: Iterable[InstalledFile]) -> bool:
-        """Install a role's files, and remove those of the role that are no longer among them.
+        """Install a role's files, and remove its former files that are no longer among them.
 
         Returns:
-            Whether anything is different now.
+            Whether a file was installed, updated or removed.
 
         Raises:
             XenbusdError: a file cannot be written.
@@ -95,7 +95,7 @@ class Installation:
         return self._touched
 
     def remove(self) -> None:
-        """Remove every role's files that are as we put them.
+        """Remove the files of all roles, except those that have been changed.
 
         Raises:
             XenbusdError: a file cannot be removed.
@@ -115,47 +115,47 @@ class Installation:
         new = _digest(file.data)
         found = self._digest(file.path)
         if found == new:
-            self._tell("unchanged", file.path)
+            self._report("unchanged", file.path)
         elif found is None:
-            self._tell("installed", file.path)
+            self._report("installed", file.path)
             self._write(file.path, file.data, file.mode)
         elif found == recorded:
-            self._tell("updated", file.path)
+            self._report("updated", file.path)
             self._write(file.path, file.data, file.mode)
-        elif new == recorded:  # it is changed, but the version that it comes from is not
-            self._tell("kept", file.path, "it has been changed")
+        elif new == recorded:  # the administrator has changed it, but there is no new version
+            self._report("kept", file.path, "it has been changed")
         else:
-            self._tell("kept", file.path, f"it has been changed; the new version is {file.path}{NEW}")
+            self._report("kept", file.path, f"it has been changed; the new version is {file.path}{NEW}")
             self._write(file.path + NEW, file.data, file.mode)
             return
-        if self._digest(file.path + NEW) == new:  # the administrator has seen to it
+        if self._digest(file.path + NEW) == new:  # the administrator has taken the new version over
             self._unlink(file.path + NEW)
 
     def _remove(self, role: str, path: str) -> None:
-        """Remove a file, unless it is another role's too or has been changed."""
+        """Remove a file, unless another role has it too or it has been changed."""
         if any(path in of for other, of in self._record.items() if other != role):
             return
         recorded = self._record[role][path]
         if self._digest(path + NEW) == recorded:
-            self._tell("removed", path + NEW)
+            self._report("removed", path + NEW)
             self._unlink(path + NEW)
         found = self._digest(path)
         if found is None:
-            self._tell("gone", path, "somebody has removed it")
+            self._report("gone", path, "somebody has removed it")
         elif found == recorded:
-            self._tell("removed", path)
+            self._report("removed", path)
             self._unlink(path)
         else:
-            self._tell("kept", path, "it has been changed")
+            self._report("kept", path, "it has been changed")
 
-    def _tell(self, verb: str, path: str, why: str = "") -> None:
-        """Say what becomes of a file."""
+    def _report(self, verb: str, path: str, why: str = "") -> None:
+        """Report what is done with a file."""
         fact = verb in ("unchanged", "gone")
         self._touched = self._touched or verb in ("installed", "updated", "removed")
         self._say(f"{'would have ' if self._dry_run and not fact else ''}{verb} {path}{f': {why}' if why else ''}")
 
     def _digest(self, path: str) -> str | None:
-        """SHA-256 of a file; None if there is none; of a link, which is never ours, a word that is no SHA-256."""
+        """SHA-256 of a file; None if there is none; a word that is no SHA-256 for a link, which is never installed."""
         if os.path.islink(self._root + path):
             return "a link"
         try:
@@ -167,7 +167,7 @@ class Installation:
             raise XenbusdError(f"cannot read {self._root + path}: {error.strerror}") from error
 
     def _write(self, path: str, data: bytes, mode: int) -> None:
-        """Write a file whole, or not at all."""
+        """Write a file completely, or not at all."""
         if self._dry_run:
             return
         place = self._root + path
@@ -192,13 +192,13 @@ class Installation:
             raise XenbusdError(f"cannot remove {self._root + path}: {error.strerror}") from error
 
     def _remove_folder(self, path: str) -> None:
-        """Remove a folder of ours, unless something is left in it."""
+        """Remove a folder of `OWN_FOLDERS`, unless there is a file in it."""
         if self._dry_run or not os.path.isdir(self._root + path):
             return
         try:
             os.rmdir(self._root + path)
         except OSError:
-            self._tell("kept", path, "there are files in it that are not the installation's")
+            self._report("kept", path, "there are files in it that are not the installation's")
 
     def _read_record(self) -> dict[str, dict[str, str]]:
         place = self._root + RECORD
@@ -224,7 +224,7 @@ class Installation:
 
 
 def _make_folder(path: str) -> None:
-    """Make a folder, and those above it, that everybody may enter, whatever the umask is."""
+    """Make a folder and its parents; everybody may enter them, whatever the umask is."""
     if os.path.isdir(path):
         return
     _make_folder(os.path.dirname(path))

@@ -1,4 +1,4 @@
-"""xenbusd.arbiter.arbiter: whose a device is, and what becomes of the kernel's when it is the kernel's."""
+"""xenbusd.arbiter.arbiter: which devices are ours, and how the others are handed over to the kernel."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def bus(tmp_path: Path) -> KernelByHand:
 
 @pytest.fixture
 async def arbiter(server: StoreServer, bus: KernelByHand, tmp_path: Path) -> AsyncIterator[Arbiter]:
-    """One that serves vbd and echo, and has not begun."""
+    """An arbiter of vbd and echo that has not begun."""
     assert not server.exists("/local/domain/0/backend")
     async with StoreClient(unix_endpoint(str(tmp_path / "store"))) as store:
         yield Arbiter(bus, store, DOM0, CLAIMS, log.get())
@@ -55,7 +55,7 @@ async def arbiter(server: StoreServer, bus: KernelByHand, tmp_path: Path) -> Asy
 def attach(
     server: StoreServer, bus: KernelByHand, device_class: str, devid: int, script: str | None = None, state: int = 1
 ) -> str:
-    """What xl writes for a device of domain 5, and the kernel's device for it. Return its bus id."""
+    """Make a device of domain 5 in the store, as xl does, and on the kernel's bus. Return its bus id."""
     path = f"/local/domain/0/backend/{device_class}/5/{devid}"
     if script is not None:
         server.write(f"{path}/script", script)
@@ -86,7 +86,7 @@ async def test_every_class_that_is_not_ours_is_handed_over(
 async def test_what_somebody_has_already_is_left_alone(
     arbiter: Arbiter, server: StoreServer, bus: KernelByHand
 ) -> None:
-    """Only a device at Initialising is nobody's yet: one beyond that, or without a directory, is not probed."""
+    """Only a device at Initialising has no backend yet: one beyond that, or without a directory, is not probed."""
     for state in range(2, 9):
         attach(server, bus, "vbd", XVDA + state, STOCK, state)
     bus.appear("vbd", 6, XVDA)
@@ -111,7 +111,7 @@ async def test_whose_it_is_is_the_scripts_name(arbiter: Arbiter, server: StoreSe
 
 
 async def test_device_that_the_kernel_had_first(arbiter: Arbiter, server: StoreServer, bus: KernelByHand) -> None:
-    """What the kernel had bound before we began stays the kernel's, ours by its script or not; the log says so once."""
+    """A device that the kernel has bound stays the kernel's, even if its script is ours; that is logged once."""
     bus.load_driver("vbd")
     bus_id = attach(server, bus, "vbd", XVDA, OURS)
     bus.bind(bus_id)
@@ -126,7 +126,7 @@ async def test_device_that_the_kernel_had_first(arbiter: Arbiter, server: StoreS
 
 
 async def test_class_that_nobody_serves(arbiter: Arbiter, server: StoreServer, bus: KernelByHand) -> None:
-    """Devices without any driver, as guests' consoles are, are told of once for all, and tried again when another
+    """A class without any driver, such as guests' consoles, is logged once; its devices are tried again when another
     driver has been loaded."""
     devices = {attach(server, bus, "console", 0), attach(server, bus, "console", 1)}
     with structlog.testing.capture_logs() as lines:
@@ -139,7 +139,7 @@ async def test_class_that_nobody_serves(arbiter: Arbiter, server: StoreServer, b
 
 
 async def test_module_that_is_kept_away(arbiter: Arbiter, server: StoreServer, tmp_path: Path) -> None:
-    """Where exclusive mode's blacklist was left in place, each disk that gets no driver is told of, with what to do."""
+    """If exclusive mode's blacklist was left in place, each disk without a driver is logged, with what to do."""
     bus = arbiter.bus = KernelByHand(tmp_path / "blacklisted")
     bus_id = attach(server, bus, "vbd", XVDA, STOCK)
     with structlog.testing.capture_logs() as lines:
@@ -154,7 +154,7 @@ async def test_module_that_is_kept_away(arbiter: Arbiter, server: StoreServer, t
 async def test_refused_device_harms_no_other(
     arbiter: Arbiter, server: StoreServer, bus: KernelByHand, number: int
 ) -> None:
-    """A driver that fails, and a device that goes while it is handed over, are told of; the next one is handed over."""
+    """A driver that fails, and a device that goes while it is handed over, are logged; the next one is handed over."""
     refused = attach(server, bus, "vbd", XVDA, STOCK)
     bus.errno = number
     with structlog.testing.capture_logs() as lines:
@@ -166,7 +166,7 @@ async def test_refused_device_harms_no_other(
 
 
 async def test_error_of_the_bus_is_told_and_survived(arbiter: Arbiter, server: StoreServer, bus: KernelByHand) -> None:
-    """A write that we may not do does not end the arbiter."""
+    """A write that is not permitted does not end the arbiter."""
     attach(server, bus, "vbd", XVDA, STOCK)
     bus.errno = errno.EACCES
     with structlog.testing.capture_logs() as lines:
@@ -175,7 +175,7 @@ async def test_error_of_the_bus_is_told_and_survived(arbiter: Arbiter, server: S
 
 
 async def test_name_that_is_too_long_for_linux(arbiter: Arbiter, server: StoreServer) -> None:
-    """Linux makes no device with a name of over 19 characters: ours is ours, and for others the log says so."""
+    """Linux makes no device with a name of over 19 characters: one of ours is served, any other one is logged."""
     long = DeviceId(DeviceClass("vbd"), Domid(32751), Devid(4294967295), DOM0)
     assert len(long.log_name) == 20
     server.write(f"{long.backend_path}/script", STOCK)
@@ -189,7 +189,7 @@ async def test_name_that_is_too_long_for_linux(arbiter: Arbiter, server: StoreSe
 
 
 async def running(arbiter: Arbiter, *, until: Callable[[], bool], hints: bool = True) -> None:
-    """Run the arbiter until a condition holds, with hints as the kernel's events are, or without."""
+    """Run the arbiter until a condition holds, with the kernel's events or without."""
     task = asyncio.create_task(arbiter.run())
     try:
         async with asyncio.timeout(20):
@@ -205,7 +205,7 @@ async def running(arbiter: Arbiter, *, until: Callable[[], bool], hints: bool = 
 
 
 async def test_device_that_appears_late(arbiter: Arbiter, server: StoreServer, bus: KernelByHand) -> None:
-    """The kernel's device comes some time after the directory, and is handed over when it comes."""
+    """The kernel's device appears some time after the directory, and is handed over then."""
     server.write(f"/local/domain/0/backend/vbd/5/{XVDA}/state", "1")
     assert await arbiter.settle() == []
     bus_id = bus.appear("vbd", 5, XVDA)
@@ -215,7 +215,7 @@ async def test_device_that_appears_late(arbiter: Arbiter, server: StoreServer, b
 async def test_no_hint_is_needed(
     arbiter: Arbiter, server: StoreServer, bus: KernelByHand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the kernel's events, the next look at everything finds the device."""
+    """Without the kernel's events, the next check of the whole bus finds the device."""
     monkeypatch.setattr(module, "RESYNC_S", 0.01)
 
     def refused() -> None:
@@ -231,7 +231,7 @@ async def test_no_hint_is_needed(
 
 
 async def test_switch_is_held(arbiter: Arbiter, bus: KernelByHand) -> None:
-    """Somebody who has the kernel bind by itself while we arbitrate is undone, and told of."""
+    """If somebody switches autoprobe on while we arbitrate, it is switched off again, and logged."""
     async with arbiter.arbitrating():
         assert not bus.autoprobe
         bus.switch_autoprobe(True)
@@ -242,8 +242,8 @@ async def test_switch_is_held(arbiter: Arbiter, bus: KernelByHand) -> None:
 
 
 async def test_end_hands_over_the_rest_and_keeps_ours(arbiter: Arbiter, server: StoreServer, bus: KernelByHand) -> None:
-    """At the end the kernel binds by itself again and gets what is its own. Drivers are loaded while it does not yet:
-    our connected and our new disk would be bound otherwise."""
+    """At the end the kernel binds by itself again and gets its own devices. Their drivers are loaded before that:
+    otherwise our connected disk and our new one would be bound, too."""
     async with arbiter.arbitrating():
         connected = attach(server, bus, "vbd", XVDA, OURS, 4)
         new = attach(server, bus, "vbd", XVDA + 16, OURS)
@@ -256,7 +256,7 @@ async def test_end_hands_over_the_rest_and_keeps_ours(arbiter: Arbiter, server: 
 async def test_end_without_a_store(
     arbiter: Arbiter, server: StoreServer, bus: KernelByHand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A store that has gone cannot say whose a device is; the kernel binds new ones by itself all the same."""
+    """If the store has gone, nobody knows whose a device is; the kernel binds new devices by itself all the same."""
     monkeypatch.setattr(module, "RELEASE_S", 0.05)
     with structlog.testing.capture_logs() as lines:
         async with arbiter.arbitrating():
@@ -276,7 +276,7 @@ async def test_after_an_error(arbiter: Arbiter, bus: KernelByHand) -> None:
 
 
 async def test_restore_twice(bus: KernelByHand) -> None:
-    """Restoring what was never taken changes nothing; and even then no driver is loaded while the kernel binds by
+    """`restore` without an arbiter before it changes nothing; even then no driver is loaded while the kernel binds by
     itself."""
     for device_class in ("vbd", "vif"):
         bus.appear(device_class, 5, 0)
@@ -286,7 +286,7 @@ async def test_restore_twice(bus: KernelByHand) -> None:
 
 
 async def test_where_there_is_no_such_kernel(tmp_path: Path, arbiter: Arbiter) -> None:
-    """Beginning and restoring say what is missing and what to do."""
+    """Without such a kernel, `arbitrating` and `restore` say what is missing and what to do."""
     arbiter.bus = KernelBus(str(tmp_path / "nowhere"))
     with pytest.raises(UsageError, match=r"needs a Xen host's kernel and root: cannot write .*drivers_autoprobe"):
         async with arbiter.arbitrating():

@@ -80,7 +80,7 @@ def test_probe_that_the_kernel_refuses(bus: KernelByHand, number: int) -> None:
 
 
 def test_probe_without_the_right(bus: KernelByHand) -> None:
-    """That we may not write at all is told."""
+    """A write that is not permitted is an error."""
     bus.errno = errno.EACCES
     with pytest.raises(PermissionError, match="drivers_probe"):
         bus.probe(bus.appear("vbd", 5, 51712))
@@ -94,7 +94,7 @@ def test_failed_write_names_its_file(tmp_path: Path) -> None:
 
 
 async def test_load(bus: KernelByHand) -> None:
-    """modprobe is asked for the alias that the kernel gives in its event; what it complains of is returned."""
+    """modprobe is asked for the alias that the kernel gives in its event; its complaint is returned."""
     assert await bus.load("vbd") is None
     assert bus.drivers() == {"vbd"}
     assert await bus.load("echo") == "modprobe: FATAL: Module xen-backend:echo not found."
@@ -102,7 +102,7 @@ async def test_load(bus: KernelByHand) -> None:
 
 
 async def test_load_without_a_word(tmp_path: Path) -> None:
-    """A modprobe that fails in silence, or is not there, is a complaint too."""
+    """A modprobe that fails in silence, or does not exist, is reported too."""
     silent = tmp_path / "modprobe"
     silent.write_text("#!/bin/sh\nexit 3\n")
     silent.chmod(0o755)

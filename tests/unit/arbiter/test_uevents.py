@@ -16,7 +16,7 @@ def uevent(subsystem: str) -> bytes:
 
 
 async def test_uevents_of_the_bus_wake() -> None:
-    """An event of the bus wakes; one of anything else does not; the socket is closed in the end."""
+    """An event of the bus wakes, one of another subsystem does not; the socket is closed at the end."""
     ours, kernels = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     woken = asyncio.Event()
     with kernels, following(ours, woken.set):
@@ -47,7 +47,7 @@ class Overrun:
 
 
 async def test_lost_uevents_wake() -> None:
-    """Events that were lost may have been the bus's."""
+    """After lost events the bus is checked: they may have been the bus's."""
     ours, kernels = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     woken = asyncio.Event()
     with kernels, following(Overrun(ours), woken.set):  # type: ignore[arg-type]
@@ -56,7 +56,7 @@ async def test_lost_uevents_wake() -> None:
             await woken.wait()
 
 
-def test_the_kernels_broadcast_is_to_be_had() -> None:
-    """Anybody may listen to it, in the kernel's own group."""
+def test_anybody_may_listen_to_the_kernels_broadcast() -> None:
+    """The socket is in the kernel's own multicast group, and needs no rights."""
     with open_uevents() as sock:
         assert sock.getsockname()[1] == 1

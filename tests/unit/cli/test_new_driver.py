@@ -20,7 +20,7 @@ def new_driver(*arguments: str | Path) -> Result:
 
 
 def test_a_package_is_written(tmp_path: Path) -> None:
-    """Each file is there and told of; the Python files compile, the metadata parses and names what is in them."""
+    """Each file is written and named; the Python files compile; the metadata parses and names their classes."""
     result = new_driver("two-words", "--into", tmp_path)
     assert result.exit_code == 0, result.output
     folder = tmp_path / "xenbusd-two-words"
@@ -65,7 +65,7 @@ def test_it_is_as_short_as_the_echo(tmp_path: Path) -> None:
     ],
 )
 def test_names_that_are_refused(tmp_path: Path, name: str, complaint: str) -> None:
-    """A name that cannot be, or is somebody's: a sentence, status 2, and nothing is written."""
+    """A name that is invalid or taken is refused with a sentence and status 2; nothing is written."""
     result = new_driver("--into", tmp_path, "--", name)
     assert result.exit_code == 2
     assert complaint in result.output
@@ -80,7 +80,7 @@ def test_what_xen_knows_is_refused(name: str) -> None:
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
-    """A folder that is there stays as it is, even an empty one."""
+    """An existing folder stays as it is, even an empty one."""
     (tmp_path / "xenbusd-tape").mkdir()
     result = new_driver("tape", "--into", tmp_path)
     assert result.exit_code == 2
@@ -89,7 +89,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
-    """What the system says is passed on as a sentence."""
+    """An error of the system is reported in a sentence."""
     (tmp_path / "file").write_text("in the way")
     result = new_driver("tape", "--into", tmp_path / "file")
     assert result.exit_code == 2
@@ -98,7 +98,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "long"), [("elevenchars", False), ("twelve-chars", True)])
 def test_a_long_name_is_told_of(tmp_path: Path, name: str, long: bool) -> None:
-    """Linux' sysfs has room for 19 letters: longer names work, with a note."""
+    """Linux's sysfs has room for 19 characters: longer names work, with a note."""
     result = new_driver(name, "--into", tmp_path)
     assert result.exit_code == 0
     assert ("for Linux to show a device in /sys" in result.output) is long

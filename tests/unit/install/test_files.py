@@ -1,4 +1,4 @@
-"""xenbusd.install.files: files come, are brought up to date, and go; what the administrator has changed stays."""
+"""xenbusd.install.files: files are installed, updated and removed; those that the administrator has changed stay."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ CONFIG = "/etc/a.toml"
 
 
 class Machine:
-    """A root, and what was said about it since the last look."""
+    """A root, and the lines that were said about it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._said: list[str] = []
 
     def open(self, *, dry_run: bool = False) -> Installation:
-        """What is installed, as a new process finds it."""
+        """Return the installation as a new process finds it."""
         return Installation(str(self.root), dry_run=dry_run, say=self._said.append)
 
     def put(self, role: str = "serve", dry_run: bool = False, **contents: str) -> list[str]:
-        """Install files, a for /etc/a.toml, and return what was said."""
+        """Install files (a=... is /etc/a.toml), and return what was said."""
         files = [
             InstalledFile({"unit": UNIT, "config": CONFIG}[name], text.encode()) for name, text in contents.items()
         ]
@@ -35,12 +35,12 @@ class Machine:
         return self.said()
 
     def remove(self) -> list[str]:
-        """Take everything away, and return what was said."""
+        """Remove everything, and return what was said."""
         self.open().remove()
         return self.said()
 
     def said(self) -> list[str]:
-        """The lines since the last look."""
+        """The lines that were said since this was last asked."""
         lines, self._said = self._said[:], []
         return lines
 
@@ -49,18 +49,18 @@ class Machine:
         return (self.root / path[1:]).read_text()
 
     def edit(self, path: str, text: str) -> None:
-        """Do what an administrator does."""
+        """Change a file, as an administrator does."""
         (self.root / path[1:]).parent.mkdir(parents=True, exist_ok=True)
         (self.root / path[1:]).write_text(text)
 
     def files(self) -> list[str]:
-        """Everything that is there but folders."""
+        """All files."""
         return sorted(f"/{path.relative_to(self.root)}" for path in self.root.rglob("*") if not path.is_dir())
 
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
-    """An empty one."""
+    """An empty root."""
     return Machine(tmp_path)
 
 
@@ -73,7 +73,7 @@ def test_twice_is_as_once(machine: Machine) -> None:
 
 
 def test_whether_anything_changed(machine: Machine) -> None:
-    """put says whether a service has reason to be restarted."""
+    """`put` returns whether a service has to be restarted."""
     file = InstalledFile(UNIT, b"1")
     assert machine.open().put("serve", [file])
     assert not machine.open().put("serve", [file])
@@ -81,7 +81,7 @@ def test_whether_anything_changed(machine: Machine) -> None:
 
 
 def test_mode_and_folders(machine: Machine) -> None:
-    """A script can be run, a folder can be entered, whatever the umask is."""
+    """Everybody may run a script and enter a folder, whatever the umask is."""
     before = os.umask(0o077)
     try:
         machine.open().put("serve", [InstalledFile("/etc/xen/scripts/s", b"#!/bin/sh\n", 0o755)])
@@ -92,7 +92,7 @@ def test_mode_and_folders(machine: Machine) -> None:
 
 
 def test_new_version(machine: Machine) -> None:
-    """What nobody has changed is brought up to date."""
+    """A file that nobody has changed is updated."""
     machine.put(unit="1")
     assert machine.put(unit="2") == [f"updated {UNIT}"]
     assert machine.text(UNIT) == "2"
@@ -120,7 +120,7 @@ def test_new_version_of_a_changed_file(machine: Machine) -> None:
 
 
 def test_somebody_elses_file(machine: Machine) -> None:
-    """A file that was there before us is the administrator's."""
+    """A file that existed before the installation is the administrator's."""
     machine.edit(CONFIG, "mine")
     assert machine.put(config="1") == [f"kept {CONFIG}: it has been changed; the new version is {CONFIG}{NEW}"]
     assert machine.text(CONFIG) == "mine"
@@ -139,7 +139,7 @@ def test_a_link_is_never_ours(machine: Machine) -> None:
 
 
 def test_removed_file_comes_back(machine: Machine) -> None:
-    """Who says install wants the file, even if it was deleted meanwhile."""
+    """`install` brings back a file that was deleted meanwhile."""
     machine.put(config="1")
     (machine.root / CONFIG[1:]).unlink()
     assert machine.put(config="1") == [f"installed {CONFIG}"]
@@ -156,7 +156,7 @@ def test_what_is_no_longer_wanted_goes(machine: Machine) -> None:
 
 
 def test_remove(machine: Machine) -> None:
-    """Everything that is as we put it goes, the record too; a second time finds nothing."""
+    """Every unchanged file is removed, and the record too; a second time finds nothing."""
     machine.put(unit="1", config="1")
     assert machine.remove() == [f"removed {CONFIG}", f"removed {UNIT}"]
     assert machine.files() == []
@@ -166,7 +166,7 @@ def test_remove(machine: Machine) -> None:
 
 
 def test_remove_keeps_what_is_changed(machine: Machine) -> None:
-    """A changed file stays and is named; one that somebody has removed is told of; what guests need stays, too."""
+    """A changed file stays and is named; one that somebody has removed is named, too; foreign files in folders stay."""
     machine.put(unit="1", config="1")
     machine.edit(CONFIG, "mine")
     (machine.root / UNIT[1:]).unlink()
@@ -189,7 +189,7 @@ def test_two_roles_share_a_file(machine: Machine) -> None:
 
 
 def test_dry_run(machine: Machine) -> None:
-    """A dry run says all and does nothing."""
+    """A dry run says everything and does nothing."""
     assert machine.put(dry_run=True, unit="1") == [f"would have installed {UNIT}"]
     assert machine.files() == []
     machine.put(unit="1", config="1")
@@ -207,7 +207,7 @@ def test_dry_run(machine: Machine) -> None:
 
 
 def test_is_changed(machine: Machine) -> None:
-    """A file is changed if it is there and we did not put it there as it is."""
+    """A file is changed if it exists and differs from what was installed."""
     machine.put(unit="1")
     assert not machine.open().is_changed(UNIT)
     assert not machine.open().is_changed(CONFIG)  # there is none
@@ -229,7 +229,7 @@ def test_a_file_that_cannot_be_written(machine: Machine) -> None:
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"serve": 1}'])
 def test_damaged_record(machine: Machine, text: str) -> None:
-    """A record that cannot be understood is named, with what to do; nothing is guessed."""
+    """A record that does not parse is refused, with what to do."""
     machine.edit(RECORD, text)
     with pytest.raises(UsageError, match=r"installed\.json is damaged: .*; remove it and install again"):
         machine.open()

@@ -27,8 +27,8 @@ async def devices(host: ProcessMachine, **states: int) -> None:
     [("arbiter", "vbd/3/51712, vtpm/3/0"), ("exclusive", "vbd/3/51712, vbd/3/51728, vtpm/3/0")],
 )
 def test_uninstall_under_running_guests(machine: FolderMachine, store: ProcessMachine, mode: str, used: str) -> None:
-    """While a guest has a device from us, we do not go, unless told that it does not matter. Which ones are ours is a
-    matter of the mode; what is closed, and what no driver of ours serves, is not in use."""
+    """While a guest uses a device of ours, `uninstall` refuses, unless --force is given. The mode decides which devices
+    are ours; a closed device, and one of a class that we do not serve, is not in use."""
     machine.install("--mode", mode)
     before = machine.files()
     states = {"vbd_51712_block_xenbusd": 4, "vbd_51728_block": 4, "vbd_51744_block_xenbusd": 6, "vif_0_vif_bridge": 4}
@@ -41,7 +41,7 @@ def test_uninstall_under_running_guests(machine: FolderMachine, store: ProcessMa
 
 
 def test_change_of_mode_under_running_guests(machine: FolderMachine, store: ProcessMachine) -> None:
-    """Linux's driver, loaded at the wrong moment, would take a guest's disk from us: not while a guest has one."""
+    """Linux's driver, loaded at the wrong moment, would take a guest's disk from us: refused while a guest has one."""
     machine.install("--mode", "exclusive")
     asyncio.run(devices(store, vbd_51712_block_xenbusd=4))
     (line,) = machine.install("--mode", "arbiter", status=2)

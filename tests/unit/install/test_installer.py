@@ -14,7 +14,7 @@ from xenbusd.shipped import shipped_dir
 
 @pytest.mark.parametrize(("mode", "file"), [("exclusive", EXCLUSIVE), ("arbiter", ARBITER)])
 def test_install_of_the_backends(machine: FolderMachine, mode: str, file: str) -> None:
-    """Unit, scripts, configuration and the mode's file are there; each is named; the next command is said."""
+    """Unit, scripts, configuration and the mode's file are installed; each is named, and so is the next command."""
     lines = machine.install("--mode", mode)
     assert {line.removeprefix("installed ") for line in lines[:-1]} == SERVE_FILES | {file}
     assert machine.files() == SERVE_FILES | {file, RECORD}
@@ -32,7 +32,7 @@ def test_install_of_the_agent(machine: FolderMachine) -> None:
 
 
 def test_install_again(machine: FolderMachine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second time changes nothing, needs no mode, wants no restart; a new version wants one of a running daemon."""
+    """A second time needs no mode and changes nothing; a new version asks for a restart of a running daemon."""
     machine.install("--mode", "exclusive")
     machine.program("systemctl", "exit 0")  # it runs now
     assert machine.install() == [f"unchanged {path}" for path in install_order("exclusive")]
@@ -46,12 +46,12 @@ def test_install_again(machine: FolderMachine, monkeypatch: pytest.MonkeyPatch) 
 
 
 def install_order(mode: str) -> list[str]:
-    """The files of the backends in the order in which they are told of."""
+    """The files of the backends in the order in which they are reported."""
     return [*plan.FILES["serve"], plan.MODES[mode][0], "/etc/xen/scripts/block-xenbusd"]
 
 
 def test_change_of_mode_under_a_running_daemon(machine: FolderMachine) -> None:
-    """The old mode's daemon does not go on with the new mode's files: it is restarted at once."""
+    """A daemon that runs in the old mode is restarted at once: it must not run with the new mode's files."""
     machine.install("--mode", "exclusive")
     machine.program("systemctl", "exit 0")
     machine.calls()
@@ -76,7 +76,7 @@ def test_enable_and_now(machine: FolderMachine) -> None:
 
 
 def test_a_service_that_does_not_start(machine: FolderMachine) -> None:
-    """What systemctl says is passed on, with where to read more."""
+    """The error quotes systemctl, and says where to read more."""
     machine.program(
         "systemctl", '[ "$1" != is-active ] || exit 3; [ "$2" != start ] || { echo "Job failed." >&2; exit 1; }'
     )
@@ -87,7 +87,7 @@ def test_a_service_that_does_not_start(machine: FolderMachine) -> None:
 
 
 def test_without_systemd_as_init(machine: FolderMachine) -> None:
-    """In a chroot files are installed and nobody is told; --now is refused."""
+    """In a chroot the files are installed without systemctl; --now is refused."""
     (machine.root / "run/systemd/system").rmdir()
     assert "systemd does not run here" in machine.install("--mode", "arbiter", "--now", status=2)[0]
     machine.install("--mode", "arbiter", "--enable")
@@ -95,7 +95,7 @@ def test_without_systemd_as_init(machine: FolderMachine) -> None:
 
 
 def test_uninstall(machine: FolderMachine) -> None:
-    """The service is stopped and disabled, the files go, systemd is told; a second time there is nothing to do."""
+    """The service is stopped and disabled, the files are removed, systemd reloads; a second time does nothing."""
     machine.install("--mode", "exclusive", "--enable")
     machine.calls()
     lines = machine.xenbusd("uninstall")
@@ -128,7 +128,7 @@ def test_uninstall_of_both_roles(machine: FolderMachine) -> None:
 
 
 def test_uninstall_dry_run(machine: FolderMachine) -> None:
-    """It says what would go, and stops nothing."""
+    """It says which files would be removed, and stops nothing."""
     machine.install("--mode", "arbiter")
     machine.calls()
     assert f"would have removed {ARBITER}" in machine.xenbusd("uninstall", "--dry-run")

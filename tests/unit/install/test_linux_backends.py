@@ -26,7 +26,7 @@ def test_exclusive_now_with_disks_in_use(machine: FolderMachine) -> None:
 
 
 def test_exclusive_later_says_what_is_in_the_way(machine: FolderMachine) -> None:
-    """Without --now the administrator is told of the disks, and of the command."""
+    """Without --now a note names the disks, and the next command."""
     machine.blkback("vbd-3-51712")
     lines = machine.install("--mode", "exclusive")
     assert lines[-3].startswith("note: Linux's own backend serves vbd-3-51712: ")
@@ -34,7 +34,7 @@ def test_exclusive_later_says_what_is_in_the_way(machine: FolderMachine) -> None
 
 
 def test_modprobe_fails(machine: FolderMachine) -> None:
-    """If the driver does not go, that is said, and nothing is installed."""
+    """If the driver cannot be unloaded, the error quotes modprobe, and nothing is installed."""
     machine.blkback()
     machine.program("modprobe", 'echo "Module xen_blkback is in use." >&2; exit 1')
     (line,) = machine.install("--mode", "exclusive", "--now", status=1)

@@ -16,7 +16,7 @@ from xenbusd.shipped import shipped_dir
 
 
 def test_change_of_mode(machine: FolderMachine) -> None:
-    """The file of one mode goes when the other's comes, both ways."""
+    """The file of one mode is removed when the other's is installed, both ways."""
     machine.install("--mode", "exclusive")
     assert f"removed {EXCLUSIVE}" in machine.install("--mode", "arbiter")
     assert machine.files() == SERVE_FILES | {ARBITER, RECORD}
@@ -26,7 +26,7 @@ def test_change_of_mode(machine: FolderMachine) -> None:
 
 @pytest.mark.parametrize("installed", [True, False])
 def test_a_file_that_makes_the_other_mode(machine: FolderMachine, installed: bool) -> None:
-    """A fragment that is not ours, or no longer as it was, would undo the mode: refused before anything is done."""
+    """A file of the other mode that is not ours, or was changed, would undo the mode: nothing is done."""
     if installed:
         machine.install("--mode", "exclusive")
     (machine.root / "etc/modprobe.d").mkdir(exist_ok=True)
@@ -38,7 +38,7 @@ def test_a_file_that_makes_the_other_mode(machine: FolderMachine, installed: boo
 
 
 def test_a_mode_has_to_be_chosen(machine: FolderMachine) -> None:
-    """Without a mode nothing is installed, and the sentence says what the two are."""
+    """Without a mode nothing is installed, and the sentence explains both modes."""
     (line,) = machine.install(status=2)
     assert "--mode arbiter: " in line
     assert "--mode exclusive: " in line
@@ -47,7 +47,7 @@ def test_a_mode_has_to_be_chosen(machine: FolderMachine) -> None:
 
 @pytest.mark.parametrize("name", ["xenbusd.toml", "xenbus-agent.toml"])
 def test_the_shipped_configuration(name: str, tmp_path: Path) -> None:
-    """It is accepted as it is, and changes nothing; each line that is commented out names a key that there is."""
+    """It is valid and sets nothing; each line that is commented out has a key that exists."""
     shipped = Path(shipped_dir("systemd"), name)
     assert load(str(shipped)) == replace(Config(), drivers=load(str(shipped)).drivers)
     awake = re.sub(r"^# (\w+ = )", r"\1", shipped.read_text(), flags=re.M)

@@ -27,7 +27,7 @@ def test_a_program_that_no_unit_can_run(machine: FolderMachine, program: str, se
 
 
 def test_the_unit_runs_the_program_that_installed_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By default it is the very xenbusd that runs, as the machine in the root will see it; wherever else: say it."""
+    """By default it is the xenbusd that runs this, by its path inside the root; any other one has to be named."""
     program = tmp_path / "opt/venv/bin/xenbusd"
     program.parent.mkdir(parents=True)
     program.touch()

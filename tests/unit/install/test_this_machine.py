@@ -25,7 +25,7 @@ def test_a_folder_is_missing(machine: FolderMachine, folder: str, sentence: str)
 
 
 def test_not_root(machine: FolderMachine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another user may look, with --dry-run, and no more."""
+    """Another user may do no more than a --dry-run."""
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     (line,) = machine.install("--mode", "exclusive", status=2)
     assert "run `xenbusd install` as root" in line
@@ -45,6 +45,6 @@ def test_the_agent_is_not_for_dom0(machine: FolderMachine) -> None:
 
 
 def test_not_under_xen(machine: FolderMachine) -> None:
-    """On a machine that has not been booted into Xen yet, that is said."""
+    """If the machine has not been booted under Xen yet, a note says so."""
     (machine.root / "proc/xen").rmdir()
     assert "does not run under Xen now" in machine.install("--mode", "arbiter")[-1]

@@ -22,7 +22,7 @@ def listening(path: str) -> closing[Listener]:
 
 
 def test_socket_is_for_its_owner_alone(tmp_path: Path) -> None:
-    """Nobody else may become a domain of this host."""
+    """The socket file is accessible to its owner alone."""
     path = str(tmp_path / "host")
     with listening(path), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
         assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
@@ -30,7 +30,7 @@ def test_socket_is_for_its_owner_alone(tmp_path: Path) -> None:
 
 
 def test_dead_socket_is_replaced(tmp_path: Path) -> None:
-    """A file that nobody listens on any more is no obstacle."""
+    """A socket file that nobody listens on any more is replaced."""
     path = str(tmp_path / "host")
     Listener(path).sock.close()
     with listening(path), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
@@ -39,7 +39,7 @@ def test_dead_socket_is_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [socket.SOCK_SEQPACKET, socket.SOCK_STREAM])
 def test_living_socket_is_left_alone(tmp_path: Path, kind: socket.SocketKind) -> None:
-    """Somebody listens there, this host or any other service: the path is refused and the socket stays."""
+    """If another process listens there, the path is refused and its socket stays."""
     path = str(tmp_path / "host")
     with socket.socket(socket.AF_UNIX, kind) as living:
         living.bind(path)
@@ -60,7 +60,7 @@ def test_other_file_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("end", "said"), [("missing/host", "No such file"), ("x" * 120, "too long")])
 def test_impossible_path_is_named(tmp_path: Path, end: str, said: str) -> None:
-    """A missing folder and an over-long path are the user's to mend, and the message says which."""
+    """A missing folder and an over-long path are the user's mistakes, and the message says which."""
     path = str(tmp_path / end)
     with pytest.raises(UsageError, match=said) as caught:
         Listener(path)
@@ -68,7 +68,7 @@ def test_impossible_path_is_named(tmp_path: Path, end: str, said: str) -> None:
 
 
 def test_another_ones_socket_is_not_removed(tmp_path: Path) -> None:
-    """Close removes the file that was made here, and no other that stands there meanwhile."""
+    """`close` removes its own file, and not another one that has taken its place."""
     path = tmp_path / "host"
     listener = Listener(str(path))
     path.rename(tmp_path / "moved")

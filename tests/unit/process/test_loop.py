@@ -45,13 +45,13 @@ def test_uvloop_asked_for_and_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unknown_kind_is_refused() -> None:
-    """A kind of loop that does not exist is refused with the ones that do."""
+    """An unknown kind of loop is refused with a list of the known ones."""
     with pytest.raises(UsageError, match="none of auto, uvloop, asyncio"):
         factory("trio")
 
 
 def test_result_and_error_come_through() -> None:
-    """What the coroutine returns or raises is what `run` returns or raises."""
+    """`run` returns or raises what the coroutine does."""
 
     async def fail() -> None:
         raise KeyError("no")

@@ -1,4 +1,4 @@
-"""xenbusd.process.notify: what systemd hears, read from a real datagram socket."""
+"""xenbusd.process.notify: the messages that systemd gets, read from a real datagram socket."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xenbusd.process.notify import Notifier
 
 @pytest.fixture
 def systemd(tmp_path: Path) -> Iterator[socket.socket]:
-    """The listening end, as systemd holds it."""
+    """systemd's end of the socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(tmp_path / "notify"))
         sock.settimeout(10)
@@ -23,7 +23,7 @@ def systemd(tmp_path: Path) -> Iterator[socket.socket]:
 
 
 def test_ready_and_stopping(systemd: socket.socket) -> None:
-    """READY and STOPPING each go out as one datagram with the status beside it."""
+    """READY and STOPPING are each sent as one datagram, together with the status."""
     notifier = Notifier({"NOTIFY_SOCKET": systemd.getsockname()})
     notifier.ready("serving 2 classes")
     assert systemd.recv(4096) == b"READY=1\nSTATUS=serving 2 classes"
@@ -47,13 +47,13 @@ def test_abstract_address() -> None:
 
 
 def test_nobody_listens(tmp_path: Path) -> None:
-    """Without systemd, or with a dead one, sending is silently nothing."""
+    """Without systemd, or after its end, sending does nothing."""
     Notifier({}).ready("x")
     Notifier({"NOTIFY_SOCKET": str(tmp_path / "gone")}).ready("x")
 
 
 def test_a_full_socket_does_not_block(systemd: socket.socket) -> None:
-    """A systemd that does not read never makes us wait."""
+    """If systemd does not read, sending does not block."""
     notifier = Notifier({"NOTIFY_SOCKET": systemd.getsockname()})
     for _ in range(4096):
         notifier.send(WATCHDOG=1)
@@ -77,7 +77,7 @@ def test_watchdog_interval(environ: dict[str, str], watchdog_s: float | None) ->
 
 
 async def test_keep_alive_feeds_the_watchdog(systemd: socket.socket) -> None:
-    """The watchdog is fed again and again until the task is cancelled."""
+    """The watchdog gets messages until the task is cancelled."""
     systemd.setblocking(False)
     notifier = Notifier({"NOTIFY_SOCKET": systemd.getsockname(), "WATCHDOG_USEC": "2000"})
     task = asyncio.create_task(notifier.keep_alive())
@@ -89,5 +89,5 @@ async def test_keep_alive_feeds_the_watchdog(systemd: socket.socket) -> None:
 
 
 async def test_keep_alive_without_a_watchdog_returns() -> None:
-    """Where nobody watches, the task ends by itself."""
+    """Without a watchdog the task ends by itself."""
     await Notifier({}).keep_alive()
