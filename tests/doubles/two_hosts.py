@@ -1,4 +1,4 @@
-"""Two processes' ways to one machine, and what a test asks of them directly."""
+"""The host interfaces of two processes, and requests that tests make on their descriptors directly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xenbusd.store.wire import HEADER
 
 @dataclass
 class Two:
-    """Two processes' doors to one machine: one shares and opens ports, the other maps and binds."""
+    """The host interfaces of two processes on one machine: one shares and opens ports, the other maps and binds."""
 
     front: Host
     back: Host

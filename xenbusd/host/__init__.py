@@ -1,1 +1,1 @@
-"""The one door to the machine: grants, event channels and the way to the store."""
+"""The host interface: grants, event channels and the endpoint of the store."""

@@ -1,4 +1,4 @@
-"""The address of a buffer's first byte: what a C library wants, and Python hides."""
+"""The address of a buffer's first byte: a C library needs it, and Python hides it."""
 
 from __future__ import annotations
 

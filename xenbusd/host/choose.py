@@ -10,7 +10,7 @@ from xenbusd.store.endpoint import Endpoint, unix_endpoint
 
 
 def open_host(spec: str, *, domid: int | None = None) -> Host:
-    """Open this process's door to the machine.
+    """Open the host interface for this process.
 
     Args:
         spec: "xen", or "sim:PATH" with the socket of a running `xenbusd sim`.
@@ -20,7 +20,7 @@ def open_host(spec: str, *, domid: int | None = None) -> Host:
         UsageError: `spec` is neither, or no such host is there; the message says what is missing.
         HypercallError: a device of the real host may not be opened.
     """
-    # Each door is imported when it is chosen: a Xen host needs no simulation, and the other way round.
+    # Each host is imported only when it is chosen: a real one needs no simulation, nor a simulation Xen's libraries.
     if spec == "xen":
         if domid is not None:
             raise UsageError(f"domain {domid} cannot be chosen on a real Xen host: run this inside that domain")
@@ -36,7 +36,7 @@ def open_host(spec: str, *, domid: int | None = None) -> Host:
 
 
 def store_of(spec: str) -> Endpoint:
-    """Return dom0's way to the store of a host, for a tool that needs nothing else of the machine.
+    """Return the endpoint of dom0's store on a host, for a tool that needs nothing else of the host.
 
     Args:
         spec: as `open_host` takes it.

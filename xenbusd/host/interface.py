@@ -143,7 +143,7 @@ class EventChannels(ABC):
 
 
 class Host(ABC):
-    """One process's door to the machine."""
+    """The host interface of one process."""
 
     name: str
     """For messages: "xen" or "sim:/run/host.sock"."""

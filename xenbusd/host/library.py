@@ -1,6 +1,7 @@
 """Xen's C libraries, loaded when they are first needed, with every prototype declared.
 
-Without a prototype ctypes passes a pointer as a C int and cuts it in half; so what is not declared is not called.
+Without a prototype ctypes passes a pointer as a C int and cuts it in half, so that a function without a
+declared prototype is never called.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The door to a real Xen host, through Xen's own libraries and the kernel's devices.
+"""The host interface on a real Xen host, through Xen's own libraries and the kernel's devices.
 
 A mapped page is plain memory to Python, which does not know that it can go away. So each range is watched: as long as
-a slice or cast of its view is alive, it is not unmapped, and the caller hears of his mistake instead of crashing.
+a slice or cast of its view is alive, it is not unmapped, and the caller gets a LocalProtocolError instead of a SIGSEGV.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class RealGrants(Grants):
 
 
 class RealHost(Host):
-    """This process's door to the Xen host that it runs on, as whatever domain it is in.
+    """The host interface of this process, in the domain in which it runs.
 
     Raises:
         UsageError: this is no Xen domain, or a library is missing.
@@ -183,7 +183,7 @@ class RealHost(Host):
 
 
 def store_endpoint(capabilities: str = CAPABILITIES) -> Endpoint:
-    """The way to the store from this domain: xenstored's own socket where the toolstack runs, the kernel elsewhere."""
+    """Return the store's endpoint: xenstored's socket in the toolstack's domain, elsewhere the kernel's device."""
     try:
         with open(capabilities, encoding="ascii", errors="replace") as file:
             controls = "control_d" in file.read()

@@ -1,4 +1,4 @@
-"""What both hosts check in a grant copy before anything is copied. Pure."""
+"""Checks that both hosts make on a grant copy before anything is copied. Pure."""
 
 from __future__ import annotations
 

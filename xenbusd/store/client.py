@@ -34,10 +34,10 @@ class StoreClient(Accessor):
     """A connection to a store. Use it as `async with`, or `open` and `close` it.
 
     Each operation queues its request at once and returns a future, so that several calls followed by several awaits
-    travel together; what is asked in one turn of the event loop goes out in one write.
+    travel together; requests queued in one turn of the event loop leave in one write.
 
     A lost connection is no error here: requests wait, watches are registered again (each fires, so that its holder
-    looks at everything once more), requests without an answer are asked again, transactions are done again. Every
+    re-reads everything), requests without an answer are asked again, transactions are done again. Every
     request is one that may be repeated, save that a WRITE may so undo a change that somebody made in between.
 
     Args:
@@ -50,11 +50,11 @@ class StoreClient(Accessor):
         self.connected = False
         self.closed = False
         self.reconnects = 0
-        """Times that the connection came back."""
+        """Reconnections so far."""
         self.on_lost: Callable[[str], object] | None = None
         """Called with the reason when the connection is lost."""
         self.on_back: Callable[[], object] | None = None
-        """Called when it is back, the watches being on their way."""
+        """Called after a reconnection, once the watches are queued for registration."""
         self._endpoint = endpoint
         self._session: Session[Future[Any], Watch] = Session(window=1 if endpoint.one_at_a_time else window)
         self._transactions = asyncio.Semaphore(GUEST_TRANSACTIONS_MAX) if window else None
@@ -126,7 +126,7 @@ class StoreClient(Accessor):
     ) -> None:
         await self.close()
 
-    # -- what only stands outside transactions --------------------------------------------------------------------
+    # -- requests that exist outside transactions only -------------------------------------------------------------
 
     def introduce(self, domid: int, mfn: int, port: int) -> Future[None]:
         """Tell the store of a new domain: the frame of its store ring and the port to it.
@@ -251,7 +251,7 @@ class StoreClient(Accessor):
 
     def _settle(self, answers: Iterable[Answer[Future[Any]]]) -> None:
         for future, error, value in answers:
-            if future.done():  # cancelled by who asked
+            if future.done():  # cancelled by its asker
                 continue
             if error is None:
                 future.set_result(value)
@@ -283,7 +283,7 @@ class StoreClient(Accessor):
         self.connected = True
         if self._session.fault is None:
             self._flush()
-        else:  # it spoke before it was asked
+        else:  # the store sent bytes before any request
             transport.abort()
 
     def _received(self, data: bytes) -> None:

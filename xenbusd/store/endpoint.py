@@ -48,7 +48,7 @@ def unix_endpoint(path: str | None = None) -> Endpoint:
 
 
 def device_endpoint(path: str | None = None) -> Endpoint:
-    """The kernel's door to the store, /dev/xen/xenbus: the only one a guest has."""
+    """The kernel's character device for the store, /dev/xen/xenbus: the only endpoint that a guest has."""
     where: str = path or XenBusConnection().path
 
     def connect() -> int:

@@ -1,4 +1,4 @@
-"""One client's side of the conversation with a store: who asked what, which watch has which token. Pure: no I/O here.
+"""One client's protocol state with a store: the request of each id, the watch of each token. Pure: no I/O here.
 
 Bytes go in by `receive`, packets come out by `take`; what the answers belong to is handed back as it was handed in,
 so that a holder can be an asyncio future, or a plain string in a test. A session outlives its connection: `lost` and
@@ -26,9 +26,9 @@ from xenbusd.errors import (
 from xenbusd.store.wire import HEADER, PAYLOAD_MAX, U32, InvalidPayload, Op, errno_number
 
 H = TypeVar("H")
-"""What the caller wants back with the answer to a request."""
+"""The caller's object that is returned with the answer to a request."""
 W = TypeVar("W")
-"""What the caller wants back with the events of a watch."""
+"""The caller's object that is returned with the events of a watch."""
 
 Answer: TypeAlias = tuple[H, StoreError | None, Any]
 """Holder, what the store refused it with or None, value."""
@@ -113,12 +113,12 @@ class Session(Generic[H, W]):
         self.payload_max = PAYLOAD_MAX
         """Bytes of payload that the connection carries; the character device carries fewer."""
         self.fault: str | None = None
-        """What the store sent that no store sends; the connection is of no more use."""
+        """The protocol violation of the store, after which the connection must be closed; None if there was none."""
         self.generation = 0
         """Connections lost so far. A transaction id is good within one generation only."""
         self.requests = 0
         self.strays = 0
-        """Packets that were well formed and that nobody had asked for."""
+        """Well-formed packets that answered no request and belonged to no watch."""
         self._window = window
         self._next_id = first_id
         self._next_token = 0

@@ -1,4 +1,4 @@
-"""Transactions: what a body does happens all at once or not at all, and the body is done again until it does."""
+"""Transactions: a body's changes are made all at once or not at all, and the body is run again after a conflict."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xenbusd.store.wire import Op
 T = TypeVar("T")
 
 RETRIES_MAX = 20
-"""How often a transaction is done again because what it saw has changed."""
+"""Times that a transaction is run again after a conflict before it gives up."""
 
 BACKOFF_FIRST_S = 0.001
 BACKOFF_MAX_S = 0.1
@@ -49,7 +49,7 @@ class Request(Future[Any]):
 
 
 class Asker(Protocol):
-    """What a transaction needs of the client."""
+    """The part of the client that a transaction uses."""
 
     @property
     def closed(self) -> bool:
@@ -75,7 +75,7 @@ class Transaction(Accessor):
 
     @property
     def lost(self) -> bool:
-        """The connection that it was begun on has ended, and the transaction with it."""
+        """Whether the connection on which the transaction was begun has ended, and the transaction with it."""
         return self._generation != self._asker.generation
 
     def _ask(self, op: int, path: str, payload: bytes) -> Future[Any]:
@@ -95,7 +95,7 @@ class Transaction(Accessor):
         Raises:
             TransactionConflict: something that it saw has changed meanwhile.
             StoreLost: the connection ended; the changes may have happened or not.
-            StoreError: whatever the store said to a request that the body left alone.
+            StoreError: the error of a request that the body did not wait for.
         """
         if unanswered := [request for request in self._requests if not request.done()]:
             await asyncio.wait(unanswered)
@@ -157,7 +157,7 @@ async def run(asker: Asker, body: Callable[[Transaction], Awaitable[T]]) -> T:
 
 
 def forsake(request: Future[Any]) -> None:
-    """Let a request's answer be nobody's concern, an error included."""
+    """Ignore a request's answer, an error included."""
     if not request.done():
         request.add_done_callback(forsake)
     elif not request.cancelled():

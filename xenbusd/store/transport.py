@@ -1,4 +1,4 @@
-"""How bytes get to a store and back: a stream socket, or the kernel's character device.
+"""Transports of bytes to a store and back: a stream socket, or the kernel's character device.
 
 Both call back from the event loop: `received` with bytes; `refused` with a packet and the errno that the device's
 write() answered it with; `ended` once, with the reason. After `close` none of them is called.
@@ -27,7 +27,7 @@ DEVICE_PAYLOAD_MAX = PAYLOAD_MAX - HEADER.size
 """The device gathers header and payload of a request in one buffer of 4096 bytes."""
 
 _GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.EBADF, errno.EIO, errno.ENODEV, errno.ENXIO})
-"""What a write to a device fails with when it is the connection that failed, not the request."""
+"""Errnos of a write to a device that mean that the connection failed, not the request."""
 
 
 class Transport(Protocol):
@@ -42,10 +42,10 @@ class Transport(Protocol):
         """Send whole packets, in order."""
 
     def abort(self) -> None:
-        """End the connection, because what comes from it makes no sense; `ended` is called in a later turn."""
+        """End the connection after invalid bytes; `ended` is called in a later turn."""
 
     async def close(self) -> None:
-        """Let go of the connection, at once; what was not sent yet is not. Idempotent."""
+        """Close the connection at once; unsent packets are dropped. Idempotent."""
 
 
 class StreamTransport(asyncio.Protocol):
@@ -66,12 +66,12 @@ class StreamTransport(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
 
     def data_received(self, data: bytes) -> None:
-        """Pass on what came (asyncio calls this)."""
+        """Pass on the bytes received (asyncio calls this)."""
         if not self.gone:
             self._received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Say that it is over (asyncio calls this)."""
+        """Report the end of the connection (asyncio calls this)."""
         self.gone = True
         if not self._over.done():
             self._over.set_result(None)

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from xenbusd.errors import LocalProtocolError, XenbusdError
 
 HINTS_MAX = 1024
-"""Different hints kept; with more of them the one hint left is the watched path itself: look at everything."""
+"""Different hints kept; beyond that, the watched path itself is the only one: re-read everything below it."""
 
 
 class Watch:
@@ -51,7 +51,7 @@ class Watch:
     def take(self) -> set[str]:
         """Return the hints since the last call, and forget them.
 
-        Returns: paths, cut to `depth` components below `path`; `path` itself means: look at everything below it.
+        Returns: paths, cut to `depth` components below `path`; `path` itself means: re-read everything below it.
 
         Raises:
             StoreLost: the client was closed.

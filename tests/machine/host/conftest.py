@@ -26,7 +26,7 @@ def path(tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture(params=["sim", "real"])
 def two(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Two]:
-    """Both doors, on each kind of host that there is."""
+    """Both processes' host interfaces, on each kind of host that is available."""
     if request.param == "real":
         if not os.path.exists("/dev/xen/gntdev"):
             pytest.skip("not a Xen domain: /dev/xen/gntdev is missing")

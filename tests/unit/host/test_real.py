@@ -1,4 +1,4 @@
-"""The door to a real host, without one: mapped ranges, order of closing, the way to the store."""
+"""The host interface of real Xen, tested without Xen: mapped ranges, the order of closing, the store's endpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The simulated host: a broker on a UNIX socket, and the door that each process opens to it.
+"""The simulated host: a broker on a UNIX socket, and the host interface that each process opens to it.
 
 Pages are memory files, event channels are pairs of eventfds, the store is the embedded one. The broker makes them all
 and hands them over with SCM_RIGHTS; from then on the data path of two domains goes from process to process without

@@ -1,4 +1,4 @@
-"""A process's door to the simulated host."""
+"""The host interface of a process on the simulated host."""
 
 from __future__ import annotations
 

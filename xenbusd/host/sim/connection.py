@@ -19,7 +19,7 @@ _ANCILLARY_ROOM = socket.CMSG_LEN(DESCRIPTORS_MAX * array("i").itemsize)
 
 
 class Reply(NamedTuple):
-    """What came back. The descriptors belong to the receiver."""
+    """A reply of the broker. The receiver owns the descriptors."""
 
     errno: int
     words: tuple[int, ...] = ()
@@ -60,7 +60,7 @@ class BrokerConnection:
 
         Returns:
             The reply; its errno is EINVAL for a word that is no u32, and ESHUTDOWN once the broker or this
-            connection has ended. Never raises, so that each caller can say what it was that failed.
+            connection has ended. Never raises, so that each caller can name the operation that failed.
         Blocks: for a round trip to the broker.
         """
         try:

@@ -66,7 +66,7 @@ class SimEventChannels(EventChannels):
             try:
                 os.read(fd, 8)
             except BlockingIOError:
-                self._epoll.modify(fd, _ARMED)  # a false alarm
+                self._epoll.modify(fd, _ARMED)  # spurious
                 continue
             ports.append(self._ports[fd])
         return ports

@@ -48,7 +48,7 @@ class Machine:
     """All domains. Domain 0 is there from the start and never dies.
 
     Args:
-        store: told of each domain's birth and death; written to as a toolstack would.
+        store: is notified of each domain's creation and death, and gets the nodes that a toolstack would write.
     """
 
     def __init__(self, store: StoreServer) -> None:
@@ -69,13 +69,13 @@ class Machine:
         self._plant(dom0_nodes())
 
     def enter(self) -> Process:
-        """A process has connected; it is in no domain yet."""
+        """Add a process that has connected; it is in no domain yet."""
         process = Process()
         self._processes.add(process)
         return process
 
     def leave(self, process: Process) -> None:
-        """A process has gone: take back what it held. The last one takes its domain with it."""
+        """Take back everything that a process held, which has ended. The last process of a domain ends the domain."""
         self._processes.remove(process)
         domain = process.domain
         if domain is None:

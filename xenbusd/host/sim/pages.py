@@ -44,7 +44,7 @@ def runs(places: Iterable[tuple[int, int]]) -> list[Run]:
 
 
 class Pages:
-    """A range whose parts are shared with whoever else maps the same files.
+    """A range whose parts are shared with every process that maps the same files.
 
     Python's own mmap object reserves and owns the range, and the files are laid over it. So Python knows of every
     slice that is alive, and the range cannot be taken away under one.

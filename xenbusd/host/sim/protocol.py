@@ -30,7 +30,7 @@ CENSUS_BYTES_MAX = 1 << 18
 U32 = 0xFFFFFFFF
 
 STORE_SUFFIX = ".store"
-"""Added to the broker's path: the store's own UNIX socket, where whoever connects is domain 0."""
+"""Added to the broker's path: the store's own UNIX socket; every connection to it acts as domain 0."""
 
 
 class Verb(IntEnum):
@@ -116,7 +116,7 @@ def parse_request(data: bytes) -> Request:
     """Take a request apart.
 
     Raises:
-        ValueError: this is no request; whoever sent it speaks another language, and is to be cut off.
+        ValueError: the packet is no request; its sender's connection is to be closed.
     """
     words = _unpack(data)
     if not words:

@@ -1,4 +1,4 @@
-"""A simulated host in a thread of this process: for tests, and for whatever wants one without a process of its own."""
+"""A simulated host in a thread of this process: for tests, and for programs that want one without a second process."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ class Connection(asyncio.Protocol):
             at = stop
             payload = data[start:stop]
             if op == _READ and tx_id == 0:
-                # What most requests are: an absolute path that is there. Everything else takes the long way.
+                # Most requests name an absolute path that exists. Every other request takes the slow path.
                 node = nodes.get(payload[:-1])
                 if (
                     node is not None

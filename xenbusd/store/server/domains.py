@@ -13,7 +13,7 @@ from xenbusd.store.server.permissions import ALL, Permissions
 from xenbusd.store.server.quotas import Quotas, Refusal
 
 DOMID_SELF = 0x7FF0
-"""Whoever asks (xen.h, DOMID_SELF)."""
+"""The domain that asks (xen.h, DOMID_SELF)."""
 
 
 class Domain:

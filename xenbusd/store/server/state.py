@@ -1,4 +1,4 @@
-"""The whole state of the embedded store: nodes, watches, domains, and who is told when they change. Pure.
+"""The whole state of the embedded store: nodes, watches, domains, and who is notified of a change. Pure.
 
 Source: docs/misc/xenstore.txt, tools/xenstore/xenstored_watch.c (fire_watches), xenstored_domain.c.
 """

@@ -74,7 +74,7 @@ class View(Protocol):
         """Return a node that merely decides how an operation is refused."""
 
     def rely(self, path: bytes) -> None:
-        """Note that the caller is told what `find` returned: the node, or that there is none."""
+        """Note that the answer to the caller depends on the result of `find`: the node, or its absence."""
 
     def listing(self, path: bytes) -> tuple[Iterable[bytes], int]:
         """Return the names below an existing node, and a number that is another whenever they are. Implies `rely`."""

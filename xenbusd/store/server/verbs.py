@@ -70,7 +70,7 @@ def rm(view: View, domain: Domain, path: bytes) -> None:
 
 
 def remove(view: View, path: bytes) -> None:
-    """Remove an existing node and everything below it, whoever asks, and note the changes."""
+    """Remove an existing node and everything below it, without a check of permissions, and note the changes."""
     # A transaction may have the node while its parent has been removed behind the transaction's back.
     above = view.find(parent(path))
     doomed = view.below(path)

@@ -1,7 +1,7 @@
 """Registered watches: who hears of a change at which path. Pure.
 
 Watches are kept by the path they are on. A change asks only there and at the paths above it, so that its cost does
-not depend on how many watches there are. Whoever is told may take watches away meanwhile.
+not depend on how many watches there are. A listener may remove watches while it is notified.
 
 Source: docs/misc/xenstore.txt (WATCH), tools/xenstore/xenstored_watch.c.
 """

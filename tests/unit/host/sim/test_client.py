@@ -1,4 +1,4 @@
-"""Opening a door to the simulated host."""
+"""Opening the host interface on a simulated host."""
 
 from __future__ import annotations
 
