@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Mapping
 
 from xenbusd.api import Frontend, FrontendDevice, PagePool, XenbusdError, unsigned
-from xenbusd_vbd.front.geometry import SECTORS_MAX, read_geometry, read_limits
+from xenbusd_vbd.front.geometry import SECTORS_MAX, read_features, read_geometry
 from xenbusd_vbd.front.pool import PAGES, PAGES_LEAST
 from xenbusd_vbd.front.ring_disk import RingDisk
 from xenbusd_vbd.nbd.export import NbdExport
@@ -39,9 +39,9 @@ class VbdFrontend(Frontend, device_class="vbd"):
         wanted, pages = int(dev.options.get("queues", 1)), int(dev.options.get("pages", PAGES))
         wanted_order = int(dev.options.get("ring_page_order", 0))
         await dev.backend_ready()
-        limits = await read_limits(dev)
-        queues = min(wanted, limits.queues)
-        order = min(wanted_order, limits.ring_page_order or 0) or None  # one page, in the spelling that all know
+        features = await read_features(dev)
+        queues = min(wanted, features.queues)
+        order = min(wanted_order, features.ring_page_order or 0) or None  # one page, in the spelling that all know
         async with dev.offer_queues(
             X86_64.ring, queues=queues, order=order, protocol=X86_64.name, feature_persistent=1
         ) as links:
@@ -50,7 +50,7 @@ class VbdFrontend(Frontend, device_class="vbd"):
             disk = self.disk = self.disk or RingDisk(geometry)
             following: asyncio.Task[None] | None = None
             try:
-                attached = disk.attach(links, X86_64, pool, geometry, limits.indirect_segments)
+                attached = disk.attach(links, X86_64, pool, geometry, features.indirect_segments)
                 await self.offer_to_programs(dev, disk)
                 await dev.connected()
                 for link, ring in zip(links, attached, strict=True):

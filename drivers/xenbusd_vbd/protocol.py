@@ -1,4 +1,4 @@
-"""The blkif ring: slots of both x86 layouts, and what a request may be. Pure: no I/O here.
+"""The blkif ring: the slots of both x86 layouts, and which requests may be carried out. Pure: no I/O here.
 
 All sector numbers and counts are in units of 512 bytes, whatever `sector-size` says (T35).
 
@@ -19,7 +19,7 @@ READ, WRITE, WRITE_BARRIER, FLUSH_DISKCACHE = 0, 1, 2, 3
 DISCARD, INDIRECT = 5, 6
 
 OKAY, ERROR, EOPNOTSUPP = 0, -1, -2
-"""BLKIF_RSP_*: the whole vocabulary of failure."""
+"""BLKIF_RSP_*: the only statuses that a response can have."""
 
 SECTOR = 512
 SECTORS_PER_PAGE = 8
@@ -49,8 +49,9 @@ class Request(NamedTuple):
 
     `grefs`, `firsts` and `lasts` describe its segments: page, first and last sector in it; `firsts` and `lasts` are
     empty where every page is used whole, as nearly all are. A discard has none; its length is `sectors`, and its flag
-    is in `flag`. An indirect request has the pages of its descriptors in `grefs`, their number in `sectors` and its
-    inner operation in `flag`, until `expand` makes the request of it that it stands for.
+    is in `flag`. An indirect request has the pages of its descriptors in `grefs`, the number of descriptors in
+    `sectors` and its inner operation in `flag`; `expand` turns it into the read or write that it stands for. A request
+    that claims more segments than its slot holds has none, and -1 sectors.
     """
 
     op: int
@@ -63,18 +64,18 @@ class Request(NamedTuple):
     flag: int = 0
 
     def segments(self) -> Iterator[tuple[int, int, int]]:
-        """Page, first and last sector of each segment."""
+        """The page, first and last sector of each segment."""
         if self.firsts:
             return zip(self.grefs, self.firsts, self.lasts, strict=True)
         return ((gref, 0, SECTORS_PER_PAGE - 1) for gref in self.grefs)
 
 
 _new = tuple.__new__
-"""Makes a Request in half the time of its own constructor."""
+"""Makes a Request in half the time that its own constructor takes."""
 
 
 class Abi:
-    """One of the two layouts.
+    """One of the two slot layouts.
 
     Args:
         name: as the `protocol` key spells it.
@@ -159,12 +160,12 @@ def _indirect_pages(segments: int) -> int:
 
 @cache
 def descriptors(count: int) -> Struct:
-    """So many descriptors: gref, first and last sector of each."""
+    """The layout of `count` descriptors: gref, first and last sector of each."""
     return Struct("<" + "IBBxx" * count)
 
 
 def expand(request: Request, table: bytes) -> Request:
-    """Make the request that an indirect one stands for.
+    """Return the request that an indirect one stands for.
 
     Args:
         request: indirect, and found sound by `check_indirect`.
@@ -187,11 +188,11 @@ X86_32 = Abi("x86_32-abi", gap=0, tail=0)
 ABIS = {abi.name: abi for abi in (X86_64, X86_32)}
 
 DEFAULT_ABI = X86_32.name
-"""What an absent `protocol` means to Linux, QEMU and tapback alike, even for a 64-bit guest (T29)."""
+"""The layout if `protocol` is absent: Linux, QEMU and tapback agree on it, even for a 64-bit guest (T29)."""
 
 
 def check_indirect(request: Request, offered: int) -> int:
-    """Say whether the descriptors of an indirect request may be fetched.
+    """Return whether the descriptors of an indirect request may be fetched.
 
     Args:
         request: as parsed.
@@ -206,7 +207,7 @@ def check_indirect(request: Request, offered: int) -> int:
 
 
 def check(request: Request, capacity: int, read_only: bool, discard: bool, secure: bool = False) -> int:
-    """Say whether a request may be carried out (T32).
+    """Return whether a request may be carried out (T32).
 
     Args:
         request: as parsed; an indirect one, as expanded.

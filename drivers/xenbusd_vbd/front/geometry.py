@@ -1,4 +1,4 @@
-"""What the backend has published of its disk and of itself, none of it believed unchecked."""
+"""The keys that a backend publishes of itself and of its disk. Every value is checked before it is used."""
 
 from __future__ import annotations
 
@@ -8,49 +8,50 @@ from xenbusd.api import PAGE_SIZE, FrontendDevice, NodeValueError, boolean, unsi
 from xenbusd_vbd.protocol import FLUSH_DISKCACHE, SECTOR, VDISK_CDROM, VDISK_READONLY, WRITE_BARRIER
 
 SECTORS_MAX = 1 << 54
-"""8 EiB: more cannot be addressed in bytes."""
+"""The largest disk: 8 EiB, of which every byte has an offset in 63 bits."""
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What the backend takes; read at its InitWait."""
+class Features:
+    """What the backend can do; read at its InitWait."""
 
     queues: int
     ring_page_order: int | None
-    """None: it has not been told of, which means one page in the old spelling (T28)."""
+    """log2 of the most pages of a ring. None: the key is missing, so rings have one page, in the old spelling (T28)."""
     indirect_segments: int
-    """Of one request; 0: it takes no indirect ones."""
+    """Segments of one indirect request; 0: the backend takes no indirect requests."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """The disk; read once the backend is Connected."""
+    """What the disk is like; read once the backend is Connected."""
 
     sectors: int
     """Capacity in 512 bytes, whatever `sector_bytes` is (T35)."""
     read_only: bool
     flush_op: int | None
-    """What puts written data on stable storage: FLUSH_DISKCACHE, an empty WRITE_BARRIER (T37), or nothing does."""
+    """The operation that puts written data on stable storage: FLUSH_DISKCACHE, or an empty WRITE_BARRIER (T37). None:
+    there is no such operation."""
     can_trim: bool
     sector_bytes: int = SECTOR
-    """The unit that requests must keep to."""
+    """The disk's sector: requests must be aligned to it."""
     physical_sector_bytes: int = SECTOR
     discard_granularity: int = SECTOR
-    """Bytes: nothing smaller is forgotten."""
+    """Bytes: smaller ranges are not discarded."""
     discard_alignment: int = 0
     """Bytes from the start of the disk to the first whole granule."""
     is_cdrom: bool = False
 
 
-async def read_limits(dev: FrontendDevice) -> Limits:
-    """Read what the backend takes.
+async def read_features(dev: FrontendDevice) -> Features:
+    """Read what the backend can do.
 
     Raises:
-        NodeValueError: a key cannot be.
+        NodeValueError: a key has no possible value.
     """
     read = dev.otherend.read
     order = await read("max-ring-page-order", unsigned(), default=-1)
-    return Limits(
+    return Features(
         queues=max(await read("multi-queue-max-queues", unsigned(), default=1), 1),
         ring_page_order=None if order < 0 else order,
         indirect_segments=await read("feature-max-indirect-segments", unsigned(), default=0),
@@ -61,7 +62,7 @@ async def read_geometry(dev: FrontendDevice) -> Geometry:
     """Read what the disk is like.
 
     Raises:
-        NodeValueError: a key is missing or cannot be.
+        NodeValueError: a key is missing, or has no possible value.
     """
     read = dev.otherend.read
     sector_bytes = await read("sector-size", unsigned(), default=SECTOR)
