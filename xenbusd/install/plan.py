@@ -86,8 +86,8 @@ def choose_mode(installation: Installation, asked: str | None) -> str:
     chosen = asked or installed_mode(installation)
     if chosen is None:
         raise UsageError(
-            "how are Linux's own backends to be kept from our disks? --mode arbiter: they serve all other disks beside "
-            "ours; --mode exclusive: they are never loaded, and xenbusd serves every disk (docs/operating.md)"
+            "how are Linux's own backends to be kept from our devices? --mode arbiter: they serve all other devices "
+            "beside ours; --mode exclusive: they are never loaded, and xenbusd serves every disk (docs/operating.md)"
         )
     for name, (path, _) in MODES.items():
         if name != chosen and installation.is_changed(path):
