@@ -1,7 +1,7 @@
 """The keys of [drivers.vbd] in the configuration file, for both ends. Pure.
 
-One file may serve both ends, so each end takes the keys of the other, too. A default that differs between the ends, or
-depends on the host, stands with who uses it.
+One file may serve both ends, so each end takes the keys of the other, too. A default that differs
+between the ends stands in the module that uses it.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def vdev_name(number: int) -> str:
 
 
 def check_target(value: object) -> str:
-    """A check for what `params` may say; it is returned as it was written.
+    """A check for a target; it is returned as it was written.
 
     Raises:
         ValueError
@@ -66,7 +66,7 @@ def check_target(value: object) -> str:
 
 
 def check_script(value: object) -> str:
-    """A check for a script's name, which is looked up only when the script is run: any text will do."""
+    """A check for a script's name: any text, because the script is only looked up when it is run."""
     return str(value)
 
 

@@ -1,4 +1,4 @@
-"""Linux' asynchronous I/O: many reads and writes given to the kernel by one call, their ends told by an eventfd.
+"""Linux's asynchronous I/O: one call gives the kernel many reads and writes, and an eventfd signals that some are done.
 
 For files opened with O_DIRECT; on others the kernel does the I/O within `submit`.
 
@@ -48,13 +48,13 @@ class Transfer(NamedTuple):
 
 
 class Aio:
-    """A queue of the kernel's.
+    """One of the kernel's I/O contexts.
 
     Args:
-        depth: operations under way at the same time.
+        depth: most operations under way at a time.
 
     Raises:
-        OSError: the kernel has none of these calls, or no more of these queues (fs.aio-max-nr).
+        OSError: the kernel has none of these calls, or no more of these contexts (fs.aio-max-nr).
     """
 
     def __init__(self, depth: int) -> None:
@@ -72,7 +72,7 @@ class Aio:
         self._context = _pointer(context.value)
         self._open = True
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        """Readable when something has ended."""
+        """Readable when an operation has ended."""
 
     @staticmethod
     def _call(number: int, *arguments: object) -> int:
@@ -83,18 +83,18 @@ class Aio:
         return result
 
     def submit(self, transfers: Sequence[Transfer]) -> int:
-        """Begin operations, at most `depth` less those under way; never waits for the device.
+        """Begin operations, at most `depth` less those under way. Never waits for the device.
 
         Returns:
-            How many, from the first on, the kernel has taken. One that it could not begin without waiting ends with
-            -EAGAIN at once.
+            How many of them, from the first on, the kernel has taken. An operation that cannot begin without waiting
+            ends with -EAGAIN at once.
 
         Raises:
-            OSError: it takes none; EAGAIN if it has no room.
+            OSError: the kernel takes none; EAGAIN if it has no room.
         """
         base, keep = ctypes.addressof(self._iocbs), []
         for slot, transfer in enumerate(transfers):
-            address = count = flags = 0  # as a flush must have them
+            address = count = flags = 0  # a flush must have zeros
             if transfer.op != FDSYNC:
                 vectors = array_of(transfer.buffers)
                 keep.append(vectors)  # the kernel reads them within the call
@@ -110,7 +110,7 @@ class Aio:
         return self._call(self._submit, self._context, _long(len(transfers)), ctypes.byref(self._pointers))
 
     def reap(self) -> list[tuple[int, int]]:
-        """Take what has ended, without waiting: the key of each, and its bytes or a negative errno."""
+        """Take the operations that have ended, without waiting: key, and bytes or a negative errno."""
         with suppress(BlockingIOError):
             os.eventfd_read(self.fd)
         count = self._call(
@@ -121,7 +121,7 @@ class Aio:
         return [(key, result) for key, _, result, _ in ended]
 
     def close(self) -> None:
-        """Give the queue back. Idempotent. Blocks until everything under way has ended."""
+        """Destroy the context. Idempotent. Blocks until every operation under way has ended."""
         if self._open:
             self._open = False
             self._call(self._destroy, self._context)
@@ -129,7 +129,7 @@ class Aio:
 
 
 def array_of(buffers: Sequence[memoryview]) -> ctypes.Array[ctypes.c_uint64]:
-    """The iovecs of buffers, neighbours in memory as one: address, length, address, length and so on."""
+    """The iovecs of buffers, as address, length, address, length...; buffers that are adjacent in memory become one."""
     words: list[int] = []
     end = -1
     for buffer in buffers:

@@ -1,9 +1,8 @@
 """Serves a raw image through the page cache.
 
-What needs no device is done at once, in the caller's thread: everything on an image in memory, and reads that the page
-cache can answer. The rest goes, as one batch, to one worker thread, which exists only once it has been needed; what it
-has done comes back to the event loop in batches too. One worker does its jobs in order, so a flush covers every write
-that was submitted before it.
+Jobs that need no device are done at once, in the caller's thread: all jobs on an image in memory, and reads that the
+page cache can answer. The others go in one batch to a worker thread, which is started when it is first needed, and come
+back to the event loop in batches. The worker does its jobs in order, so a flush covers every write submitted before it.
 
 A sector size of 4096 inside needs nothing here: the page cache reads, modifies and writes whole blocks (T35).
 """
@@ -31,7 +30,7 @@ from xenbusd_vbd.protocol import (
 )
 
 _CALLS = (os.preadv, os.pwritev)
-"""For READ and WRITE: what `Image.read` and `Image.write` come to when all goes well."""
+"""READ and WRITE -> the system call behind `Image.read` and `Image.write`."""
 
 
 class FileEngine(Engine):
@@ -73,7 +72,7 @@ class FileEngine(Engine):
                 try:
                     if op <= WRITE and _CALLS[op](fd, job.buffers, request.sector * SECTOR) == request.sectors * SECTOR:
                         continue
-                except OSError:  # it is met again
+                except OSError:  # `do` meets it again
                     pass
                 self.do(job)
             return jobs
@@ -86,14 +85,14 @@ class FileEngine(Engine):
         return done
 
     def _to_worker(self, jobs: list[Job], finished: Finished) -> None:
-        """Have the worker do jobs, behind all that it was given before."""
+        """Give the worker jobs, which it does after those that it has."""
         if self._worker is None:
-            self._worker = Thread(target=self._labour, name=f"image {self._image.path}", daemon=True)
+            self._worker = Thread(target=self._run_worker, name=f"image {self._image.path}", daemon=True)
             self._worker.start()
         self._work.put((jobs, finished))
 
     def _read_cached(self, job: Job) -> bool:
-        """Read what the page cache holds; False if it takes the device, or an error that the worker will meet again."""
+        """Read from the page cache; False if that takes the device, or fails: the worker then tries again."""
         if not self._nowait:
             return False
         try:
@@ -104,8 +103,8 @@ class FileEngine(Engine):
                 self._nowait = False
             return False
 
-    def _labour(self) -> None:
-        """The worker: a batch at a time, until it gets None."""
+    def _run_worker(self) -> None:
+        """The worker's thread: do one batch after another, until the batch is None."""
         while (batch := self._work.get()) is not None:
             jobs, finished = batch
             for job in jobs:

@@ -1,4 +1,4 @@
-"""Which other files an image leads to: a backing file, a file for its data, extents.
+"""The other files that an image leads to: a backing file, a file for its data, extents.
 
 The author of an image chooses those names, and the image server opens them with our rights: an image that came from a
 tenant can name any file of the host, and a backing file without a stated format would be probed (XSA-258). So an image
@@ -21,7 +21,7 @@ from xenbusd_vbd.image.params import QEMU
 from xenbusd_vbd.image.server import complaint, environ, find
 
 LENGTH_MAX = 32
-"""Images in one chain."""
+"""Most images in one chain."""
 QEMU_IMG_S = 30.0
 """How long qemu-img may take to inspect one image; under emulation it takes seconds."""
 

@@ -1,7 +1,7 @@
 """Serves a raw image past the page cache: O_DIRECT, by the kernel's asynchronous I/O.
 
-What is not aligned to the image's blocks goes through the page cache, which reads, modifies and writes whole blocks
-(T35), and goes alone: a block that is written both ways at once could lose sectors that nobody meant to touch.
+A transfer that is not aligned to the image's blocks goes through the page cache, which reads, modifies and writes whole
+blocks (T35). Nothing else is under way meanwhile: a block that is written both ways at once could lose sectors.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from xenbusd_vbd.image.raw import Image
 from xenbusd_vbd.protocol import ERROR, FLUSH_DISKCACHE, READ, SECTOR, WRITE
 
 DEPTH = 256
-"""Operations of one disk under way in the kernel."""
+"""Most operations of one disk under way in the kernel."""
 
 WORKERS = 8
-"""Threads, at most, for what would have to wait before it can begin: writes into holes, mostly."""
+"""Most threads for operations that must wait before they can begin, such as writes into holes."""
 
 _OPS = {READ: PREADV, WRITE: PWRITEV, FLUSH_DISKCACHE: FDSYNC}
 
@@ -41,7 +41,7 @@ class DirectEngine(FileEngine):
         self._aio = Aio(DEPTH)
         self._workers = ThreadPoolExecutor(WORKERS, f"image {image.path}")
         self._line: deque[tuple[Job, Finished]] = deque()
-        """Submitted and not begun."""
+        """Jobs that are submitted and not begun."""
         self._transfers: dict[int, tuple[Job, Finished]] = {}
         self._last_key = 0
         self._with_worker = 0
@@ -55,7 +55,7 @@ class DirectEngine(FileEngine):
         return []
 
     def _pump(self) -> None:
-        """Begin what may begin, in order."""
+        """Begin the jobs that may begin, in order."""
         line, batch = self._line, list[tuple[Job, Finished]]()
         room = self._aio.depth - len(self._transfers)
         while line and room and not self._alone:
@@ -90,7 +90,7 @@ class DirectEngine(FileEngine):
         while begun < len(transfers):
             try:
                 begun += self._aio.submit(transfers[begun:])
-            except OSError:  # whatever it is, the worker meets it again, or does what the kernel had no room for
+            except OSError:  # a worker meets the error again, or does the job for which the kernel had no room
                 break
         for transfer in transfers[begun:]:
             self._hand_over(*self._transfers.pop(transfer.key))
@@ -105,14 +105,14 @@ class DirectEngine(FileEngine):
             finished([job])
             self._pump()
 
-        def labour() -> None:
+        def work() -> None:
             self.do(job)
             self._loop.call_soon_threadsafe(done)
 
-        self._workers.submit(labour)
+        self._workers.submit(work)
 
     def _reap(self) -> None:
-        """Finish what the kernel has done, those of one queue together."""
+        """Finish the operations that the kernel has done, in one batch for each queue of the disk."""
         groups: dict[Finished, list[Job]] = {}
         for key, result in self._aio.reap():
             job, finished = self._transfers.pop(key)

@@ -1,4 +1,4 @@
-"""What a disk is served from: one engine for all of its queues, which never makes the event loop wait for a device."""
+"""The engine of a disk: carries out the requests of all its queues, without making the event loop wait."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from xenbusd_vbd.protocol import OKAY, Request
 
 
 class Job:
-    """One request on its way.
+    """One request under way.
 
     Args:
         request: as parsed and checked.
-        buffers: where its data goes to or comes from: in order, together as long as the request.
+        buffers: memory that its data is read into or written from: in order, together as long as the request.
     """
 
     __slots__ = ("buffers", "done", "request", "status")
@@ -22,9 +22,9 @@ class Job:
         self.request = request
         self.buffers = buffers
         self.status = OKAY
-        """What to answer: OKAY, ERROR or EOPNOTSUPP."""
+        """The answer to the guest: OKAY, ERROR or EOPNOTSUPP."""
         self.done = False
-        """Whether `status` is final, and what belongs to it has been delivered."""
+        """Whether `status` is final, and the data of a read has been delivered."""
 
 
 Finished = Callable[[list[Job]], None]
@@ -45,28 +45,28 @@ class Engine(ABC):
     """Bytes from the start of the disk to the first whole granule."""
     can_discard_securely: bool
     at_once_fd: int = -1
-    """A descriptor on which plain reads, with the flags `at_once_flags`, and as many operations as `at_once_ops` says
-    never wait for a device: whoever has the data may do them himself. -1 if there is none."""
+    """A descriptor on which preadv and pwritev with `at_once_flags` never wait for a device, so that a caller may do
+    operations below `at_once_ops` itself (1: READ; 2: READ and WRITE). -1 if there is none."""
     at_once_flags: int = 0
     at_once_ops: int = 0
 
     @abstractmethod
     def submit(self, jobs: list[Job], finished: Finished) -> list[Job]:
-        """Begin jobs; set the `status` of what fails.
+        """Begin jobs; set the `status` of those that fail.
 
         A flush covers every write that is done by now. A barrier flushes, writes and flushes; its caller lets nothing
         else be under way meanwhile.
 
         Returns:
-            Those that are done already; the others come to `finished`.
+            The jobs that are done already; the others come to `finished`.
         """
 
     @abstractmethod
     async def refresh(self) -> None:
-        """Look at the size again.
+        """Find out the size again, and set `sectors`.
 
         Raises:
-            ResourceError: the image cannot be looked at.
+            ResourceError: the size cannot be had.
         """
 
     @abstractmethod

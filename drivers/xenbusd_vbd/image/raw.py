@@ -68,7 +68,7 @@ class Image:
         return self.size_bytes // SECTOR
 
     def _lock(self) -> None:
-        # The lock belongs to the open file, and the kernel holds it until the last I/O of a killed process is done.
+        # The lock belongs to the open file, which the kernel keeps until the last I/O of a killed process is done.
         try:
             fcntl.flock(self.fd, (fcntl.LOCK_EX if self.writable else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -77,7 +77,7 @@ class Image:
             ) from None
 
     def _open_directly(self, flags: int) -> None:
-        with suppress(OSError):  # a file system that cannot
+        with suppress(OSError):  # the file system has no O_DIRECT
             self.direct_fd = os.open(f"/proc/self/fd/{self.fd}", flags | os.O_DIRECT)
 
     def buffer_all(self) -> None:
@@ -87,20 +87,20 @@ class Image:
             self.direct_fd = -1
 
     def is_aligned(self, buffers: Sequence[memoryview], offset: int, length: int) -> bool:
-        """Whether a transfer goes past the page cache. Buffers begin at multiples of what they are long, or of 512."""
+        """Whether a transfer can pass the page cache by. Buffers begin at multiples of 512, or of their length."""
         block = self.traits.logical_block_bytes
         if self.direct_fd < 0 or (offset | length) % block:
             return False
         return block <= SECTOR or not any(len(buffer) % block for buffer in buffers)
 
     def _may_discard(self) -> bool:
-        """Whether discards work; a file is asked behind its end, where it harms nothing."""
+        """Whether discards work. For a file, that is tried behind its end, where it harms nothing."""
         if self.traits.is_device:
             return self.traits.discards
         return self._fallocate(self.size_bytes, 4096) == 0
 
     def refresh(self) -> None:
-        """Look at the size again.
+        """Find out the size again.
 
         Raises:
             ResourceError: it cannot be had.
@@ -113,7 +113,7 @@ class Image:
             ) from error
 
     def read(self, buffers: Sequence[memoryview], offset: int, length: int, nowait: bool = False) -> bool:
-        """Fill `buffers`, `length` bytes together. With `nowait`, only if that needs no device: False if it does.
+        """Fill `buffers`, `length` bytes together; return True. With `nowait`, return False if that takes the device.
 
         Raises:
             OSError: reading failed, or the image has become shorter.
@@ -142,7 +142,7 @@ class Image:
     def _finish(
         self, call: Callable[..., int], fd: int, buffers: Sequence[memoryview], offset: int, done: int, length: int
     ) -> None:
-        """Go on after a transfer that stopped short, as the kernel may."""
+        """Transfer the rest after the kernel has stopped short, as it may."""
         while done < length:
             left, skip = [], done
             for buffer in buffers:
@@ -164,10 +164,10 @@ class Image:
         os.fdatasync(self.fd)
 
     def discard(self, offset: int, length: int, *, secure: bool = False) -> None:
-        """Forget a range; it reads as zeros afterwards in a file. With `secure`, nobody can get it back: devices only.
+        """Discard a range; in a file it reads as zeros afterwards. With `secure`, on devices only, its data is erased.
 
-        A device forgets whole blocks of its own, of which sectors of 512 bytes may be parts: what the range covers only
-        in part stays, unless it was to be secure, which is then refused.
+        A device discards whole blocks of its own, which may be larger than 512 bytes: a block that the range covers
+        only in part stays, but a secure discard of such a range is refused.
 
         Raises:
             OSError
@@ -192,7 +192,7 @@ class Image:
         return 0
 
     def close(self) -> None:
-        """Close the file, and with it give the lock back. Idempotent."""
+        """Close the file, which releases the lock. Idempotent."""
         self.buffer_all()
         if self.fd >= 0:
             os.close(self.fd)

@@ -1,4 +1,4 @@
-"""What a raw target is like: how large, how it is divided, what it can do. Its contents are never looked at (XSA-258).
+"""The size, blocks and abilities of a raw image or device. Its contents are never read to find them (XSA-258).
 
 Source: linux/fs.h (BLKGETSIZE64, BLKSSZGET, BLKPBSZGET, BLKSECDISCARD), linux/magic.h,
 Documentation/ABI/stable/sysfs-block (queue/discard_*).
@@ -23,13 +23,13 @@ _BLKPBSZGET = 0x127B
 _BLKSECDISCARD = 0x127D
 
 _BEHIND_ANY_END = (1 << 62).to_bytes(8, "little") + SECTOR.to_bytes(8, "little")
-"""A range that no device has."""
+"""A range behind the end of any device."""
 
 _MEMORY_FILESYSTEMS = frozenset({0x01021994, 0x858458F6})
 """TMPFS_MAGIC, RAMFS_MAGIC. Reads and writes there never wait for a device."""
 
 _NETWORK_FILESYSTEMS = frozenset({0x6969, 0xFF534D42, 0xFE534D42, 0x00C36400, 0x01021997, 0x65735546, 0x5346414F})
-"""NFS, CIFS, SMB2, Ceph, 9p, FUSE, AFS: a written page may be looked at after the write is done."""
+"""NFS, CIFS, SMB2, Ceph, 9p, FUSE, AFS: a page may still be read for sending after its write is done."""
 
 _libc = ctypes.CDLL("libc.so.6", use_errno=True)
 _libc.fstatfs.argtypes = [ctypes.c_int, ctypes.c_void_p]
@@ -38,7 +38,7 @@ _libc.fstatfs.restype = ctypes.c_int
 
 @dataclass(frozen=True)
 class Traits:
-    """All that is known of an open target but its size, which may change."""
+    """All facts about an open target except its size, which may change."""
 
     is_device: bool
     logical_block_bytes: int
@@ -49,12 +49,12 @@ class Traits:
     discard_granularity: int
     discard_alignment: int
     discards: bool
-    """For a device; a file is asked by whoever may write to it."""
+    """For a device. Whether a file can discard is tried by `Image`, if it may write."""
     secure_erase: bool
 
 
 def inspect(fd: int, path: str) -> Traits:
-    """Find out what an open target is like.
+    """Find out an open target's traits.
 
     Raises:
         ResourceError: it is neither a regular file nor a block device.
@@ -66,7 +66,7 @@ def inspect(fd: int, path: str) -> Traits:
     if not stat.S_ISREG(status.st_mode):
         raise ResourceError(f"{path} is neither a regular file nor a block device", errno.EINVAL)
     kind = _file_system(fd)
-    queue = _queue(_folder(status.st_dev))  # of the device below; not there for file systems that have several
+    queue = _queue(_folder(status.st_dev))  # of the device below; absent for a file system on several devices
     return Traits(
         is_device=False,
         logical_block_bytes=_number(queue / "logical_block_size") or 4096,
@@ -109,7 +109,7 @@ def _folder(number: int) -> Path:
 
 
 def _queue(folder: Path) -> Path:
-    """The limits of a device; a partition has those of its disk."""
+    """The folder with a device's limits; a partition has those of its disk."""
     return (folder.parent if (folder / "partition").exists() else folder) / "queue"
 
 

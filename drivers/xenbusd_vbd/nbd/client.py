@@ -1,8 +1,7 @@
 """One connection to an NBD server, after the handshake: requests out and replies in, by plain callbacks.
 
-No task and no future belongs to a request. Requests are collected and sent by one call for each batch; replies are
-taken as far as they have come, the data of reads straight into the memory that it is for, and handed over in batches,
-too.
+A request has neither task nor future. Requests are collected, and one call sends a batch of them. Replies are handed
+over in batches, too, with the data of reads received straight into its destination.
 
 Source: doc/proto.md of the NetworkBlockDevice/nbd repository, "Request message", "Simple reply message".
 """
@@ -31,11 +30,11 @@ from xenbusd_vbd.nbd.wire import (
 Token = TypeVar("Token")
 
 BUFFER_SIZE = 256 * 1024
-"""Bytes taken from the socket at once, unless more is awaited of a large read."""
+"""Bytes taken from the socket at once, besides the awaited data of a large read."""
 VECTOR_MAX = 1024
-"""Pieces in one call (UIO_MAXIOV)."""
+"""Most buffers in one call (UIO_MAXIOV)."""
 ROUNDS = 8
-"""Calls to the socket in one turn of the event loop; then others have theirs."""
+"""Most calls to the socket before control returns to the event loop."""
 
 HEAD = REQUEST.size
 """Bytes before the data in what `write_message` makes."""
@@ -45,10 +44,10 @@ class NbdClient(Generic[Token]):
     """A connection in its transmission phase. To be used on the event loop's thread.
 
     Args:
-        sock: connected, not blocking, past the handshake; closed by us.
-        answered: called with what was answered: for each request its token, and 0 or the error.
-        lost: called once with a sentence, never from within a call of ours, when the connection has ended without
-            `close`. `unanswered` then says what was lost with it.
+        sock: connected, not blocking, past the handshake. This object closes it.
+        answered: called with the requests that were answered: the token of each, and 0 or an errno.
+        lost: called once with a sentence, from the event loop, when the connection has ended without `close`.
+            `unanswered` then has the requests that were lost with it.
     """
 
     def __init__(
@@ -63,18 +62,18 @@ class NbdClient(Generic[Token]):
         self._sock = sock
         self._loop = asyncio.get_running_loop()
         self._pending: dict[int, tuple[Token, Sequence[memoryview] | None]] = {}
-        """Handle -> token, and where the data of a read goes."""
+        """Handle -> token, and the memory for the data of a read."""
         self._handle = 0
         self._out: deque[bytes | bytearray | memoryview] = deque()
         self._writing = False
         self._buffer = bytearray(BUFFER_SIZE)
         self._view = memoryview(self._buffer)
         self._end = 0
-        """Bytes of a reply's head that have come, and stand at the start of the buffer."""
+        """Bytes received of an incomplete head of a reply, at the start of the buffer."""
         self._reading: Token | None = None
-        """The read whose data has come in part."""
+        """The read whose data is received in part."""
         self._rest: list[memoryview] = []
-        """Where the rest of it goes."""
+        """The memory for the rest of it."""
         self._loop.add_reader(sock.fileno(), self._readable)
 
     @property
@@ -86,26 +85,26 @@ class NbdClient(Generic[Token]):
     # Out.
 
     def read(self, token: Token, offset: int, length: int, into: Sequence[memoryview]) -> None:
-        """Ask for `length` bytes, which fill `into`; it belongs to us until the answer. `send` sends it."""
+        """Ask for `length` bytes, into `into`, which nobody else uses until the answer. `send` sends it."""
         handle = self._handle = self._handle + 1
         self._pending[handle] = token, into
         self._out.append(REQUEST.pack(REQUEST_MAGIC, 0, CMD_READ, handle, offset, length))
 
     def write(self, token: Token, message: bytearray) -> None:
-        """Ask for a write that `write_message` made; it belongs to us until the answer. `send` sends it."""
+        """Ask for a write made by `write_message`; nobody else changes it until the answer. `send` sends it."""
         handle = self._handle = self._handle + 1
         self._pending[handle] = token, None
         message[8:16] = handle.to_bytes(8, "big")
         self._out.append(message)
 
     def command(self, token: Token, command: int, offset: int = 0, length: int = 0) -> None:
-        """Ask for what has no data: FLUSH or TRIM. `send` sends it."""
+        """Ask for a FLUSH or TRIM, which have no data. `send` sends it."""
         handle = self._handle = self._handle + 1
         self._pending[handle] = token, None
         self._out.append(REQUEST.pack(REQUEST_MAGIC, 0, command, handle, offset, length))
 
     def send(self) -> None:
-        """Send what was asked for since; what the socket does not take goes when it does."""
+        """Send the requests made since the last call; what the socket does not take now is sent when it does."""
         if not self._writing and not self.ended:
             self._writable()
 
@@ -163,7 +162,7 @@ class NbdClient(Generic[Token]):
             self._lose(end)
 
     def _take(self, received: int, answers: list[tuple[Token, int]]) -> None:
-        """Take apart what has come: first the rest of a read, then whole replies."""
+        """Parse received bytes: first the rest of a read's data, then whole replies."""
         if self._rest:
             received = self._fill(received)
             if self._rest:
@@ -202,7 +201,7 @@ class NbdClient(Generic[Token]):
             view[: self._end] = view[begin:end]
 
     def _fill(self, received: int) -> int:
-        """Strike out what has been filled of the rest; return how many bytes went past it, into the buffer."""
+        """Account for data that filled `_rest`; return the number of bytes behind it, in the buffer."""
         for position, piece in enumerate(self._rest):
             if received < len(piece):
                 self._rest = [piece[received:], *self._rest[position + 1 :]]
@@ -223,11 +222,11 @@ class NbdClient(Generic[Token]):
             self._loop.call_soon(self.lost, reason)
 
     def close(self) -> None:
-        """Say goodbye and hang up. `lost` is not called. Idempotent."""
+        """Send DISC and close the connection. `lost` is not called. Idempotent."""
         if self.ended:
             return
         if not self._out:
-            with suppress(OSError):  # it has gone itself
+            with suppress(OSError):  # the server has gone already
                 self._sock.send(REQUEST.pack(REQUEST_MAGIC, 0, CMD_DISC, 0, 0, 0))
         self._end_io()
 
@@ -243,6 +242,6 @@ class NbdClient(Generic[Token]):
 
 
 def write_message(offset: int, data: Sequence[memoryview]) -> bytearray:
-    """Make a WRITE with a private copy of its data: what is sent again later must be what was sent first."""
+    """Make a WRITE with a private copy of its data: if it is sent again later, it must be the same."""
     head = REQUEST.pack(REQUEST_MAGIC, 0, CMD_WRITE, 0, offset, sum(map(len, data)))
     return bytearray().join((head, *data))

@@ -1,6 +1,6 @@
-"""Calls an NBD server: connects, and goes through the fixed newstyle handshake from the client's side.
+"""Connects to an NBD server: the fixed newstyle handshake, from the client's side.
 
-Only simple replies are asked for: a disk needs none of what structured ones add, and each costs more to read.
+Only simple replies are asked for: a disk needs nothing that structured ones add, and each costs more to parse.
 
 Source: doc/proto.md of the NetworkBlockDevice/nbd repository, "Handshake", "Option types", "Option reply types".
 """
@@ -37,16 +37,16 @@ from xenbusd_vbd.nbd.wire import (
 )
 
 REPLIES_MAX = 64
-"""Replies that one option may have."""
+"""Most replies to one option."""
 REPLY_DATA_MAX = 65536
-"""Bytes in one of them: a name and a description of 4,096 each are the longest that a server may send."""
+"""Most bytes in one of them: a server may send a name and a description of 4,096 bytes each."""
 SIZE_MAX = (1 << 63) - 1
 BLOCK_MAX = 1 << 16
-"""Bytes: no server may ask for larger blocks ("Block size constraints")."""
+"""Most bytes that a server may ask for as its block size ("Block size constraints")."""
 SEND_BUFFER = 4 << 20
 """Bytes that the kernel may hold for a server on a UNIX socket; the default is some 200 KiB."""
 SILENCE_S = 30
-"""After how long without a sign of life a connection over TCP is given up."""
+"""Seconds without a sign of life after which a connection over TCP is given up."""
 
 _ERRORS = {
     1: "does not know the option",
@@ -63,12 +63,12 @@ _ERRORS = {
 
 
 class Export(NamedTuple):
-    """What a server tells of an export."""
+    """An export, as its server describes it."""
 
     size_bytes: int
     flags: TransmissionFlags
     minimum: int = 1
-    """Bytes: what the server would have every offset and length be a multiple of. It takes others as well."""
+    """Bytes of which the server prefers every offset and length to be a multiple. It takes others as well."""
     preferred: int = 4096
     maximum: int = REQUEST_DATA_MAX
     """Bytes in one READ or WRITE."""
@@ -78,8 +78,8 @@ async def connect(address: Address) -> tuple[socket.socket, Export]:
     """Connect to a server, up to its first request.
 
     Raises:
-        NbdError: there is no server, no such export, or what answers breaks the protocol.
-    Blocks: for as long as the server likes; the caller sets a deadline.
+        NbdError: there is no server, no such export, or the server breaks the protocol.
+    Blocks: the coroutine, until the server answers; the caller sets a deadline.
     """
     sock = await _connect(address)
     try:
@@ -113,7 +113,9 @@ async def _connect(address: Address) -> socket.socket:
                 return await _connect_to(family, where)
         return await _connect_to(found[-1][0], found[-1][4])
     except OSError as error:
-        code = error.errno if error.errno and error.errno > 0 else errno.EHOSTUNREACH  # getaddrinfo's are negative
+        code = (
+            error.errno if error.errno and error.errno > 0 else errno.EHOSTUNREACH
+        )  # getaddrinfo's codes are negative
         raise NbdError(f"no NBD server answers at {address}: {error.strerror or error}", code) from error
 
 
@@ -143,7 +145,7 @@ def _tune(sock: socket.socket, family: int) -> None:
 
 async def _negotiate(sock: socket.socket, address: Address, *, go: bool = True) -> Export:
     try:
-        return await Negotiate(sock, address).export(go)
+        return await Negotiation(sock, address).export(go)
     except OSError as error:
         raise NbdError(
             f"the NBD server at {address} left during the handshake: {error.strerror or error}",
@@ -151,12 +153,12 @@ async def _negotiate(sock: socket.socket, address: Address, *, go: bool = True) 
         ) from error
 
 
-class Negotiate:
+class Negotiation:
     """One handshake.
 
     Args:
         sock: connected, not blocking.
-        address: for the sentences, and for the export's name.
+        address: names the export, and the server in errors.
     """
 
     def __init__(self, sock: socket.socket, address: Address) -> None:
@@ -165,7 +167,7 @@ class Negotiate:
         self._loop = asyncio.get_running_loop()
 
     async def export(self, go: bool) -> Export:
-        """Ask about the export; with `go`, its requests may follow.
+        """Return what the server says of the export; with `go`, requests may follow.
 
         Raises:
             NbdError: the server refuses, or breaks the protocol.
@@ -175,40 +177,44 @@ class Negotiate:
         if passwd != INIT_PASSWD or magic != IHAVEOPT or not flags & FIXED_NEWSTYLE:
             raise self._breach("it does not greet as an NBD server of the fixed newstyle does")
         await self._send(CLIENT_FLAGS.pack(flags & (FIXED_NEWSTYLE | NO_ZEROES)))
-        # Block sizes are asked for by INFO, not by GO: who asks for them by GO has promised to keep to them, and a
-        # server that likes 4096 would no longer read, modify and write for a request of 512.
+        # Block sizes are asked for by INFO, not by GO: a client that asks for them by GO promises to keep to them, and
+        # a server with blocks of 4096 would no longer read, modify and write for a request of 512.
         sizes = await self._ask(Option.INFO, Info.BLOCK_SIZE)
         export = self._checked(sizes)
         return self._checked({**sizes, **await self._ask(Option.GO)}) if go else export
 
     async def _ask(self, option: Option, *infos: int) -> dict[int, bytes]:
-        """Send INFO or GO, and return what the server tells: kind of information -> the whole of that reply."""
+        """Send INFO or GO, and return the server's answer: kind of information -> the whole of that reply."""
         name = self._address.export.encode()
         data = struct.pack(f">I{len(name)}sH{len(infos)}H", len(name), name, len(infos), *infos)
         await self._send(OPTION.pack(IHAVEOPT, option, len(data)) + data)
-        told: dict[int, bytes] = {}
+        replies: dict[int, bytes] = {}
         for _ in range(REPLIES_MAX):
             magic, about, kind, length = OPTION_REPLY.unpack(await self._receive(OPTION_REPLY.size))
             if magic != OPTION_REPLY_MAGIC or about != option or length > REPLY_DATA_MAX:
                 raise self._breach(f"its reply to option {option} is not one")
             data = await self._receive(length)
             if kind == Reply.ACK:
-                return told
+                return replies
             if kind & 1 << 31:
                 raise self._refusal(kind, data)
             if kind == Reply.INFO and length >= 2:
-                told[int.from_bytes(data[:2], "big")] = data
+                replies[int.from_bytes(data[:2], "big")] = data
         raise self._breach(f"it has over {REPLIES_MAX} replies to option {option}")
 
-    def _checked(self, told: dict[int, bytes]) -> Export:
-        """What was told, if it can be."""
-        about = told.get(Info.EXPORT, b"")
+    def _checked(self, replies: dict[int, bytes]) -> Export:
+        """Parse the server's answers.
+
+        Raises:
+            NbdError: they cannot be true.
+        """
+        about = replies.get(Info.EXPORT, b"")
         if len(about) != INFO_EXPORT_REPLY.size:
             raise self._breach("it does not say how large the export is")
         _, size, flags = INFO_EXPORT_REPLY.unpack(about)
         if not flags & TransmissionFlags.HAS_FLAGS or size > SIZE_MAX:
             raise self._breach(f"size {size} with flags {flags:#x} cannot be")
-        sizes = told.get(Info.BLOCK_SIZE)
+        sizes = replies.get(Info.BLOCK_SIZE)
         if sizes is None:
             return Export(size, TransmissionFlags(flags))
         if len(sizes) != INFO_BLOCK_SIZE_REPLY.size:
@@ -232,7 +238,7 @@ class Negotiate:
         await self._loop.sock_sendall(self._sock, data)
 
     async def _receive(self, length: int) -> bytes:
-        """Exactly so many bytes: what follows the handshake is another's to read."""
+        """Receive exactly so many bytes: those behind the handshake are not for this object."""
         data = b""
         while len(data) < length:
             more = await self._loop.sock_recv(self._sock, length - len(data))

@@ -1,4 +1,4 @@
-"""What an NBD export needs of a disk: the seam between the export and the vbd ring."""
+"""The disk that an NBD export serves, as the export sees it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Disk(Protocol):
 
     @property
     def kind(self) -> str:
-        """What it is, for people: "disk", "CD-ROM"."""
+        """The kind of disk, in words for people: "disk", "CD-ROM"."""
 
     @property
     def max_request(self) -> int:
@@ -66,7 +66,7 @@ class Disk(Protocol):
         """
 
     def flush(self, done: Done) -> None:
-        """Put every write that is done by now on stable storage."""
+        """Put every write whose `done` was called on stable storage."""
 
     def trim(self, offset: int, length: int, done: Done) -> None:
-        """Forget the range's contents."""
+        """Discard the range's contents."""

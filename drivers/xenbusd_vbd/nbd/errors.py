@@ -1,4 +1,4 @@
-"""The error of everything in this package, which knows nothing of disks' images, of rings, or of who uses it. Pure."""
+"""The error of this package, which knows nothing of images, of rings, or of its users. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ class NbdError(Exception):
 
     Args:
         message: one sentence: what is wrong, and what to do where that is known.
-        errno: the positive errno that says it best.
+        errno: the closest positive errno.
     """
 
     def __init__(self, message: str, errno: int) -> None:

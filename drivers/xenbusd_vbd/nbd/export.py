@@ -14,9 +14,9 @@ from xenbusd_vbd.nbd.server_requests import Counters
 from xenbusd_vbd.nbd.wire import REQUEST_DATA_MAX, Offer, TransmissionFlags
 
 CONNECTIONS_MAX = 128
-"""Clients at a time; more are turned away at once."""
+"""Most clients at a time; more are turned away at once."""
 DRAIN_S = 2.0
-"""Seconds that `close` leaves to requests in flight."""
+"""Seconds that `close` leaves to requests under way."""
 NAME_MAX = 4096
 """Bytes in an export's name (doc/proto.md, "Conventions")."""
 
@@ -68,8 +68,8 @@ class NbdExport:
         return len(self._connections)
 
     def refresh(self) -> None:
-        """Look at the disk again. Clients that connect from now on are told of it as it is now; those that are there
-        may reach what has been added to it, and learn of the rest when they connect the next time.
+        """Announce the disk as it is now to clients that connect from here on. Clients that are connected may reach the
+        bytes that it has grown by; they learn of other changes when they connect again.
 
         Raises:
             ValueError: the disk's sizes are such as cannot be announced.
@@ -84,7 +84,7 @@ class NbdExport:
         A socket that a dead server left behind is replaced.
 
         Raises:
-            UsageError: somebody answers there, what is there is no socket, or the path cannot be used.
+            UsageError: another server listens there, the path is no socket, or it cannot be used.
             ValueError: the export listens already, or is closed.
         """
         if self._server is not None or self._closed:
@@ -93,9 +93,9 @@ class NbdExport:
         self._server = await asyncio.get_running_loop().create_unix_server(self._connection, sock=self._listener.sock)
 
     def serve(self, sock: socket.socket) -> None:
-        """Serve requests from a connected stream socket on which the handshake is over, or was never needed.
+        """Serve requests from a connected stream socket on which the handshake is done, or not needed.
 
-        The socket is ours from here on. Replies are simple ones, the only kind that the kernel's client knows.
+        The socket belongs to the export from here on. Replies are simple ones: the kernel's client knows no others.
 
         Raises:
             ValueError: the export is closed, or this is not a stream socket.
@@ -112,11 +112,11 @@ class NbdExport:
         task.add_done_callback(self._served)
 
     async def close(self, *, drain_s: float = DRAIN_S) -> None:
-        """Stop listening, answer what is in flight, and let the clients go.
+        """Stop listening, answer the requests under way, and close all connections.
 
         Args:
-            drain_s: a client that still has requests in flight, or does not take its replies, after so many seconds
-                is cut off.
+            drain_s: seconds after which a client is cut off that still has requests under way, or does not take its
+                replies.
         """
         self._closed = True
         if self._server is not None:
@@ -134,7 +134,7 @@ class NbdExport:
             await self._empty(DRAIN_S)
 
     async def _empty(self, timeout_s: float) -> bool:
-        """Wait until no client is connected; return whether that came true in time."""
+        """Wait until no client is connected, but no longer than `timeout_s`; return whether none is."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._nobody_left.wait()
@@ -169,10 +169,10 @@ class NbdExport:
 
 
 def offer_of(disk: Disk, name: str) -> Offer:
-    """Say how a disk is announced.
+    """Return how a disk is announced.
 
     Raises:
-        ValueError: the name or a size is such as NBD does not allow.
+        ValueError: NBD does not allow the name or a size.
     Source: doc/proto.md, "Conventions" (strings) and "Block size constraints".
     """
     if not name or len(name.encode()) > NAME_MAX or "\0" in name:

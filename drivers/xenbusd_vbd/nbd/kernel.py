@@ -1,7 +1,7 @@
 """An export attached to /dev/nbdN, so that the guest's own kernel can use the disk.
 
-The kernel's NBD client takes one end of a socket pair; the export serves the other like any client's, only without a
-handshake, because size and flags go to the kernel by ioctl. NBD_DO_IT does not return while the device lives, so a
+The kernel's NBD client takes one end of a socket pair. The export serves the other end like any client's, but without a
+handshake, because size and flags go to the kernel by ioctl. NBD_DO_IT does not return while the device exists, so a
 thread of its own makes all the calls. No request passes through that thread.
 
 A process that serves the kernel's block device from the same machine must not itself wait for that device: keep the
@@ -33,9 +33,9 @@ NBD_SET_SOCK = 0xAB00
 NBD_SET_BLKSIZE = 0xAB01
 """_IO(0xab, 1): the device's logical block size in bytes."""
 NBD_DO_IT = 0xAB03
-"""_IO(0xab, 3): be the device; returns when it is over."""
+"""_IO(0xab, 3): run the device; returns when it has ended."""
 NBD_CLEAR_SOCK = 0xAB04
-"""_IO(0xab, 4): fail what is in flight and let go of the socket."""
+"""_IO(0xab, 4): fail the requests under way and release the socket."""
 NBD_SET_SIZE_BLOCKS = 0xAB07
 """_IO(0xab, 7): the device's size in blocks."""
 NBD_DISCONNECT = 0xAB08
@@ -46,7 +46,7 @@ NBD_SET_FLAGS = 0xAB0A
 ATTACH_S = 5.0
 """Seconds that the kernel has to show the device as connected."""
 DETACH_S = 5.0
-"""Seconds that the kernel and the requests in flight have before the socket is shut."""
+"""Seconds that the kernel and the requests under way have before the socket is shut."""
 POLL_S = 0.01
 
 T = TypeVar("T")
@@ -64,7 +64,7 @@ def libc_ioctl(fd: int, request: int, argument: int) -> None:
 
     Raises:
         OSError: the call failed.
-    Blocks: as long as the kernel does; the interpreter goes on meanwhile.
+    Blocks: as long as the kernel does, without holding Python's lock.
     """
     if _libc.ioctl(fd, request, argument) < 0:
         code = ctypes.get_errno()
@@ -149,12 +149,12 @@ class NbdDevice:
         kernel = kernel or Kernel()
         names = kernel.free()
         device = cls(export, kernel)
-        threading.Thread(target=device._be_the_device, args=(names,), name="nbd", daemon=True).start()
+        threading.Thread(target=device._run_device, args=(names,), name="nbd", daemon=True).start()
         try:
             async with asyncio.timeout(ATTACH_S):
                 name = await device._claimed
                 device.path = os.path.join(kernel.dev, name)
-                # sysfs tells nobody of a new attribute, so this looks again and again.
+                # sysfs sends no event for a new attribute, so this polls.
                 while not kernel.is_connected(name) and not device._ended.done():  # noqa: ASYNC110
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
@@ -165,12 +165,12 @@ class NbdDevice:
             raise
         if device._ended.done():
             error = device._ended.result()
-            why = error.strerror if error else "for no reason it told"
+            why = error.strerror if error else "it gave no reason"
             raise NbdDeviceError(f"{device.path}: the kernel gave it up at once: {why}")
         return device
 
     async def resize(self) -> None:
-        """Tell the kernel the size that the export has now; whoever has the device open sees it at once.
+        """Set the kernel's device to the size that the export has now; programs that have it open see it at once.
 
         Raises:
             NbdDeviceError: the kernel refuses.
@@ -178,7 +178,7 @@ class NbdDevice:
         if self._fd < 0 or self._ended.done():
             return
         fd = os.dup(self._fd)
-        # In a thread: a kernel may wait for requests that are under way, and it is we who answer them.
+        # In a thread: a kernel may wait for requests under way, and this process answers them.
         try:
             await asyncio.to_thread(self._set_size, fd)
         except OSError as error:
@@ -192,12 +192,12 @@ class NbdDevice:
             os.close(fd)
 
     async def detach(self, *, timeout_s: float = DETACH_S) -> None:
-        """Let go of the device: the kernel answers what it holds, or fails it when time is up. Idempotent.
+        """Detach the device: requests under way are answered, or fail after `timeout_s`. Idempotent.
 
-        What still has the device open, a mounted file system for instance, gets errors from here on.
+        A program that still has the device open, or a file system on it, gets errors from here on.
         """
         if self._fd >= 0 and not self._ended.done():
-            # In a thread of its own: the kernel waits here while the socket is full, and it is we who empty it.
+            # In a thread of its own: the kernel waits here while the socket is full, and this process empties it.
             fd = os.dup(self._fd)
             threading.Thread(target=self._disconnect, args=(fd,), name="nbd-disconnect", daemon=True).start()
         if not await self._wait(timeout_s):
@@ -209,7 +209,7 @@ class NbdDevice:
         return self._ended.done()
 
     def _hang_up(self) -> None:
-        """End the device from the server's side, which the kernel cannot refuse."""
+        """End the device by closing the server's side, which the kernel cannot refuse."""
         with contextlib.suppress(OSError):
             self._theirs.shutdown(socket.SHUT_RDWR)
 
@@ -222,7 +222,7 @@ class NbdDevice:
 
     # In the thread.
 
-    def _be_the_device(self, names: list[str]) -> None:
+    def _run_device(self, names: list[str]) -> None:
         # A signal would end NBD_DO_IT, and with it the device.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         error_at_end: OSError | None = None
@@ -246,7 +246,7 @@ class NbdDevice:
         self._settle(self._ended, error_at_end)
 
     def _claim(self, names: list[str]) -> tuple[int, str]:
-        """Open the first device that takes our socket: between looking and asking, another process may be quicker."""
+        """Open the first device that takes our socket; another process may have taken a device meanwhile."""
         for name in names:
             path = os.path.join(self._kernel.dev, name)
             try:
@@ -272,7 +272,7 @@ class NbdDevice:
         self._kernel.ioctl(self._fd, NBD_SET_FLAGS, int(self._export.flags))
 
     def _settle(self, future: asyncio.Future[T], outcome: T | NbdDeviceError) -> None:
-        """Settle a future of the loop's, once."""
+        """Give a future of the event loop its outcome, once."""
 
         def settle() -> None:
             if future.done():
@@ -286,6 +286,6 @@ class NbdDevice:
                 os.close(self._fd)
                 self._fd = -1
 
-        # The loop may have ended before the device did: then nobody waits.
+        # If the loop has ended before the device, nobody waits for the future.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(settle)

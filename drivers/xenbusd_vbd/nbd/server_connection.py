@@ -26,7 +26,7 @@ class NbdConnection(asyncio.BufferedProtocol):
     """One client of an export.
 
     Args:
-        disk: what is served.
+        disk: is served.
         offer: how it is announced.
         counters: shared by all connections of the export.
         opened: called with the connection once it stands; returns whether it may stay.
@@ -83,7 +83,7 @@ class NbdConnection(asyncio.BufferedProtocol):
         return self._input.space()
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Take what has come."""
+        """Take the bytes that were received."""
         self._input.received(nbytes)
         self._turn()
 
@@ -151,7 +151,7 @@ class NbdConnection(asyncio.BufferedProtocol):
             transport.abort()
             return
         except BaseException:
-            # A bug of ours or of the disk: this client would wait for ever, so it goes; the loop logs the rest.
+            # A bug of ours or of the disk: the client would wait for ever, so it is cut off. The loop logs it.
             transport.abort()
             raise
         finally:
@@ -163,7 +163,7 @@ class NbdConnection(asyncio.BufferedProtocol):
 
     def _read_or_pause(self, transport: asyncio.Transport) -> None:
         if self._finishing:
-            # Reading goes on, so that the client's death is seen; what it sends is thrown away.
+            # Keep reading, so that the end of the client is seen, and throw away what it sends.
             self._input.discard()
             self._stalled = False
         if self._stalled == self._reading:

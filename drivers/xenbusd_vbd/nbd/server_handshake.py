@@ -31,13 +31,13 @@ from xenbusd_vbd.nbd.wire import (
 )
 
 OPTION_DATA_MAX = 16384
-"""Bytes of data we take with one option: a name of 4,096 ("Conventions") and all the information requests there are."""
+"""Most bytes of data with one option: a name of 4,096 ("Conventions") and all the information requests there are."""
 OPTIONS_MAX = 64
-"""Options we answer on one connection; real clients send fewer than ten."""
+"""Most options on one connection; real clients send fewer than ten."""
 
 
 class Stage(Enum):
-    """How far a handshake is."""
+    """The state of a handshake."""
 
     NEGOTIATING = "negotiating"
     TRANSMISSION = "transmission"
@@ -53,7 +53,7 @@ class Handshake:
     def __init__(self, offer: Offer) -> None:
         self.stage = Stage.NEGOTIATING
         self.structured = False
-        """Whether READ must be answered with structured replies."""
+        """Whether the client has asked for structured replies to READ."""
         self._offer = offer
         self._names = {b"", offer.name.encode()}
         self._client_flags: int | None = None
@@ -70,8 +70,8 @@ class Handshake:
         """Take as many whole messages as `data` begins with.
 
         Returns:
-            How many bytes of `data` were used, and what to send. Bytes after the last message of the handshake are
-            left alone: they are the first request.
+            How many bytes of `data` were used, and the bytes to send. Bytes behind the last message of the handshake
+            are left: they are the first request.
 
         Raises:
             WireError: the session has to end without a reply.

@@ -1,4 +1,4 @@
-"""What an NBD client sends, taken apart as it arrives: messages of the handshake, requests, the data of writes. Pure.
+"""Parses what an NBD client sends, as it arrives: messages of the handshake, requests, the data of writes. Pure.
 
 Bytes come into one buffer, except for the rest of a large WRITE, which is received straight into the memory that the
 disk gets.
@@ -24,18 +24,18 @@ class ClientInput:
         """Data of a WRITE that is being received, or is whole and not yet taken."""
         self._data_end = 0
         self._skip = 0
-        """Bytes still to be thrown away: the data of a WRITE that was refused."""
+        """Bytes still to be thrown away, of a WRITE that was refused."""
 
     # In.
 
     def space(self) -> memoryview:
-        """Where the next bytes go."""
+        """The memory for the next bytes."""
         if self._data is not None and self._data_end < len(self._data):
             return self._data[self._data_end :]
         return self._view[self._end :]
 
     def received(self, count: int) -> None:
-        """Note that `count` bytes have come into `space`."""
+        """Note that `count` bytes were received into `space`."""
         if self._data is not None and self._data_end < len(self._data):
             self._data_end += count
         else:
@@ -48,7 +48,7 @@ class ClientInput:
         return self._view[self._begin : self._end]
 
     def use(self, count: int) -> None:
-        """Go past `count` bytes."""
+        """Mark `count` bytes as used."""
         self._begin += count
 
     def request(self) -> tuple[int, int, int, int, int, int] | None:
@@ -79,11 +79,11 @@ class ClientInput:
         return None
 
     def skip_data(self, length: int) -> None:
-        """Throw the data of a WRITE away, which comes next."""
+        """Throw away the data of a WRITE, which comes next."""
         self._skip = length
 
     def has_data(self) -> bool:
-        """Whether the data of a WRITE that is collected, or skipped, has come to its end."""
+        """Whether the data of a WRITE that is collected or skipped was received to its end."""
         if self._skip:
             step = min(self._skip, self._end - self._begin)
             self._skip -= step
@@ -97,13 +97,13 @@ class ClientInput:
         return data
 
     def compact(self) -> None:
-        """Move what is held to the start of the buffer, so that there is space behind it."""
+        """Move the unused bytes to the start of the buffer, so that there is space behind them."""
         if self._begin:
             held = self._end - self._begin
             self._view[:held] = self._view[self._begin : self._end]
             self._begin, self._end = 0, held
 
     def discard(self) -> None:
-        """Throw away all that is held."""
+        """Throw away all unused bytes."""
         self._data = None
         self._begin = self._end = 0

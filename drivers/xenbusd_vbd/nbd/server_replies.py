@@ -1,7 +1,7 @@
 """Replies to an NBD client: simple or structured, collected, and written together.
 
-Replies of one turn of the event loop are joined into few writes, for a system call costs more than copying a small
-reply; large ones are written by themselves. While the client does not take its replies, they are kept.
+The replies of one turn of the event loop are joined into few writes, because a system call costs more than copying a
+small reply; large replies are written alone. While the client does not take its replies, they are kept.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Replies:
         return error_chunk(handle, error, why) if self.structured else simple_reply(handle, error)
 
     def write(self, transport: asyncio.Transport) -> None:
-        """Write what was added, as long as the client takes it."""
+        """Write the replies, as long as the client takes them."""
         out = self._out
         while out and self.writable:
             reply = out.popleft()
@@ -86,6 +86,6 @@ class Replies:
         return not self._out
 
     def close(self) -> None:
-        """Drop what is not written, and what comes: the client has gone."""
+        """Drop the replies, and those to come: the client has gone."""
         self._closed = True
         self._out.clear()

@@ -19,7 +19,7 @@ BYTES_MAX = 64 * 1024 * 1024
 
 @dataclass(slots=True)
 class Counters:
-    """What an export has done since it began, over all its connections."""
+    """Totals of an export since it began, over all its connections."""
 
     connections: int = 0
     requests: int = 0
@@ -36,7 +36,7 @@ class RequestsUnderWay:
         disk: does them.
         replies: get the answers.
         counters: of the export.
-        abort: ends the connection, when the disk has answered what cannot be.
+        abort: ends the connection, when the disk has given an impossible answer.
     """
 
     def __init__(self, disk: Disk, replies: Replies, counters: Counters, abort: Callable[[], None]) -> None:
@@ -64,7 +64,7 @@ class RequestsUnderWay:
             done(0, ())
 
     def write(self, handle: int, offset: int, data: memoryview, fua: bool) -> None:
-        """Begin a WRITE; its data is ours."""
+        """Begin a WRITE; nobody else changes its data."""
         length = len(data)
         self.count += 1
         self._bytes += length

@@ -53,7 +53,7 @@ ERROR_CHUNK = struct.Struct(">IHHQIIH")
 """CHUNK, error, bytes of message: an ERROR payload; the message follows ("Structured reply types")."""
 
 REQUEST_DATA_MAX = 32 * 1024 * 1024
-"""Bytes in one READ or WRITE: no client may be called a nuisance for less ("Block size constraints")."""
+"""Most bytes in one READ or WRITE: a server should take requests of that size ("Block size constraints")."""
 
 FIXED_NEWSTYLE = 1
 """Handshake flag and client flag ("Handshake flags", "Client flags")."""
@@ -63,7 +63,7 @@ _REPLY_DONE = 1
 
 
 class Option(IntEnum):
-    """What the client may ask for during the handshake ("Option types")."""
+    """Requests of a client during the handshake ("Option types")."""
 
     EXPORT_NAME = 1
     ABORT = 2
@@ -77,7 +77,7 @@ class Option(IntEnum):
 
 
 class Reply(IntEnum):
-    """What an option is answered with ("Option reply types")."""
+    """Answers to an option ("Option reply types")."""
 
     ACK = 1
     SERVER = 2
@@ -97,7 +97,7 @@ class Info(IntEnum):
 
 
 class TransmissionFlags(IntFlag):
-    """What an export can do ("Transmission flags")."""
+    """Abilities of an export ("Transmission flags")."""
 
     HAS_FLAGS = 1 << 0
     READ_ONLY = 1 << 1
@@ -119,7 +119,7 @@ class Command(IntEnum):
 
 
 class ChunkType(IntEnum):
-    """What a structured reply chunk carries ("Structured reply types")."""
+    """Contents of a structured reply chunk ("Structured reply types")."""
 
     NONE = 0
     OFFSET_DATA = 1
@@ -144,7 +144,7 @@ class WireError(NbdError):
 
 
 class Offer(NamedTuple):
-    """An export as a client is told of it."""
+    """An export as it is announced to a client."""
 
     name: str
     description: str
@@ -159,7 +159,7 @@ class Offer(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """What a request has to keep to on one connection."""
+    """The limits that requests on one connection have to keep."""
 
     size_bytes: int
     minimum: int
@@ -174,7 +174,7 @@ class Rules(NamedTuple):
 
     @classmethod
     def of(cls, offer: Offer, flags: int) -> Rules:
-        """Derive the rules from what was offered and the transmission flags that were settled on."""
+        """Derive the rules from the offer and the transmission flags that were negotiated."""
         command_flags = FLAG_FUA if flags & TransmissionFlags.SEND_FUA else 0
         return cls(
             size_bytes=offer.size_bytes,
@@ -188,7 +188,7 @@ class Rules(NamedTuple):
         )
 
     def refusal(self, command: int, flags: int, offset: int, length: int) -> tuple[int, str] | None:
-        """Say why a request may not reach the disk: None, or an errno and a sentence.
+        """Return why a request may not reach the disk, as an errno and a sentence; None if it may.
 
         Source: "Error values", "Command flags" and "Block size constraints".
         """
