@@ -14,7 +14,7 @@ from xenbusd.store.endpoint import unix_endpoint
 DEVICES, GUESTS = 1000, 10
 RING_KIB = 4
 FEW = 50
-"""Attached before the first look, so that modules and pools that come once are not counted."""
+"""Attached before memory is first measured, so that modules and pools, which are allocated once, are not counted."""
 
 
 def measure() -> Iterator[tuple[str, str, str, bool | None]]:

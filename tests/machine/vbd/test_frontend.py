@@ -42,8 +42,8 @@ MIB = 1 << 20
 async def test_no_more_than_the_backend_offers(
     machine: Machine, offered: dict[str, int], options: dict[str, int], queues: int, order: int | None
 ) -> None:
-    """T28: the numbers of queues and of ring pages are ours as far as the backend has so many; one page in the old
-    spelling, which every backend reads."""
+    """T28: the frontend asks for its own numbers of queues and ring pages, or for the backend's if those are smaller. A
+    ring of one page has the old keys, which every backend reads."""
     async with frontend_bench(machine, options=options, **offered) as it:
         back = await it.connect()
         assert (len(back.rings), back.order) == (queues, order)
@@ -53,7 +53,7 @@ async def test_no_more_than_the_backend_offers(
 @needs_qemu_io
 @pytest.mark.parametrize(("segments", "largest"), [(0, 11), (11, 11), (16, 16), (32, 32), (256, 44)])
 async def test_large_requests(machine: Machine, segments: int, largest: int) -> None:
-    """T31: where the backend takes indirect requests they are as large as it takes them and our pages allow."""
+    """T31: indirect requests are as large as the backend and our pages allow."""
     offered = {"feature_max_indirect_segments": segments} if segments else {}
     async with frontend_bench(machine, options=None, **offered) as it:
         back = await it.connect()
@@ -68,7 +68,7 @@ async def test_large_requests(machine: Machine, segments: int, largest: int) -> 
 
 @needs_qemu_io
 async def test_a_guest_with_few_pages(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """T65: what gntalloc does not have any more is done without: smaller requests, fewer at a time."""
+    """T65: with few pages left in gntalloc, the disk works with smaller requests, and fewer at a time."""
     share = SimGrants.share
 
     def scarce(self: SimGrants, domid: Any, pages: int, **more: Any) -> Any:

@@ -78,7 +78,7 @@ async def test_fio_verifies_through_four_queues(machine: Machine, image: Path, t
 async def test_requests_in_several_queues_outlive_a_backend(
     machine: Machine, image: Path, queues: int, order: int
 ) -> None:
-    """The backend is killed, and later stopped, with every queue full; the next one goes on with all of them."""
+    """The backend is killed, and later stopped, with every queue full; the next one adopts all of them."""
     async with pair(machine, image, front={"queues": queues, "ring_page_order": order}) as disk:
         process = disk.back
         for round, end in enumerate(("kill", "stop")):

@@ -32,7 +32,7 @@ MIB = 1 << 20
 @needs_nbdinfo
 @needs_qemu_io
 async def test_a_disk_that_grows(machine: Machine, logged: list[dict[str, Any]]) -> None:
-    """T34: a new size is there for the next client, without any step of state; a smaller one is logged and told."""
+    """T34: a new size is there for the next client, without any step of state; a smaller one is logged as well."""
     async with frontend_bench(machine) as it:
         back = await it.connect(4 * MIB)
         assert "failed" in await qemu_io(it.guest, "write 5M 4k", status=1)
@@ -53,7 +53,7 @@ async def test_a_disk_that_grows(machine: Machine, logged: list[dict[str, Any]])
 
 @pytest.mark.parametrize("value", ["many", "-1", str(1 << 60)])
 async def test_a_size_that_cannot_be(machine: Machine, value: str) -> None:
-    """A size that is none ends the connection, as it would have when it was first read."""
+    """An impossible size ends the connection, as it would have when it was first read."""
     async with frontend_bench(machine) as it:
         await it.connect()
         await it.peer.write(State.CONNECTED, sectors=value)

@@ -1,4 +1,4 @@
-"""What changes of a disk while its guest uses it: size, limits, pause; and what a new process finds of it."""
+"""A disk in use whose size, limits or pause change; and what the next daemon finds of that."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ async def test_a_limit_does_not_hold_up_the_end(machine: Machine, image: Path) -
 
 
 async def test_a_limit_that_is_none(machine: Machine, image: Path) -> None:
-    """Nonsense written by hand changes nothing, and the disk goes on."""
+    """Nonsense written by hand changes nothing, and the disk is served as before."""
     _dom0, peer, disk = await disk_of(machine, image)
     await machine.write(peer.otherend_path, iops="many")
     await machine.write(peer.otherend_path, bandwidth="-1")
@@ -249,7 +249,7 @@ async def test_a_larger_image_after_a_pause(machine: Machine, image: Path) -> No
 
 
 async def test_a_pause_goes_on_until_the_image_is_there(machine: Machine, image: Path) -> None:
-    """An image that is missing, in use or smaller is not served: whoever resumes is told why, and the guest waits."""
+    """An image that is missing, in use or smaller is not served: `resume` says why, and the guest waits."""
     _dom0, peer, disk = await disk_of(machine, image)
     contents = image.read_bytes()
     await pause(machine, peer, True)
@@ -273,7 +273,7 @@ async def test_a_pause_goes_on_until_the_image_is_there(machine: Machine, image:
 
 
 async def test_a_paused_disk_that_closes(machine: Machine, image: Path) -> None:
-    """What it holds cannot be done any more, and is answered so; nothing is left mapped."""
+    """The requests that it holds get ERROR, and nothing is left mapped."""
     dom0, peer, disk = await disk_of(machine, image)
     await pause(machine, peer, True)
     asking = asyncio.create_task(disk.ask(X86_64.rw(READ, disk.id(), 0, disk.segments(8))))

@@ -97,8 +97,8 @@ async def test_requests_outlive_a_backend_that_is_stopped(machine: Machine, imag
 async def test_requests_outlive_a_backend_that_is_killed(
     machine: Machine, image: Path, monkeypatch: pytest.MonkeyPatch, journal: str
 ) -> None:
-    """The next backend goes on with the ring. Without its journal the pair begins again, and what had no answer is sent
-    again through the new ring, before anything newer: the frontend keeps a shadow of each request."""
+    """The next backend adopts the ring. Without its journal the pair connects anew, and requests without an answer go
+    through the new ring again, before anything newer: the frontend keeps a shadow of each request."""
     monkeypatch.setattr(vbd_frontend, "SETTLE_S", 0.01)  # nobody will answer what is in the old ring
     ordered = {"direct": False}  # writes to one place under way together have no order but that of this engine
     async with pair(machine, image, back=ordered) as disk:
@@ -133,7 +133,7 @@ async def test_requests_outlive_a_reconnect(machine: Machine, image: Path, monke
 
 
 async def test_requests_without_a_disk_fail(machine: Machine, image: Path) -> None:
-    """When the device is detached for good, whatever comes too late is told so, and nobody is left waiting."""
+    """When the device is detached for good, requests that come too late get ENODEV, and nobody is left waiting."""
     async with pair(machine, image) as disk:
         ring_disk = disk.ring_disk
     done: asyncio.Future[int] = asyncio.get_running_loop().create_future()

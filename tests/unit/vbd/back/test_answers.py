@@ -25,7 +25,7 @@ from xenbusd_vbd.protocol import (
 
 
 def test_what_is_done_at_once_is_answered_at_once() -> None:
-    """Where no device is waited for, the answer is published within `drain`."""
+    """An answer that needs no device is published within `drain`."""
     bench = Bench()
     bench.engine.at_once = {READ}
     bench.ask(READ, WRITE)
@@ -35,7 +35,7 @@ def test_what_is_done_at_once_is_answered_at_once() -> None:
 
 
 def test_answers_come_in_the_order_of_the_requests() -> None:
-    """What is done before its turn is answered in its turn, so that a ring can be gone on with after we were killed."""
+    """A request that is done early is answered in its turn, so that the next daemon can adopt the ring after a kill."""
     bench = Bench()
     bench.ask(READ, WRITE, FLUSH_DISKCACHE)
     bench.engine.finish(2)
@@ -83,7 +83,7 @@ def test_what_the_image_says_is_the_answer(status: int) -> None:
     ],
 )
 def test_a_request_that_cannot_be(slot: bytes, answer: Answer) -> None:
-    """It is refused in its turn, and neither pages nor image hear of it; nothing behind it waits for it."""
+    """It is refused in its turn, reaches neither pages nor image, and holds up nothing behind it."""
     bench = Bench()
     bench.ask(READ)
     bench.pair.ask(slot)
@@ -118,7 +118,7 @@ def test_a_read_only_image() -> None:
 
 
 def test_a_page_that_cannot_be_had() -> None:
-    """Its request is ERROR and never reaches the image; the others of the batch do (XSA-361)."""
+    """Its request gets ERROR and never reaches the image; the others of the batch do (XSA-361)."""
     bench = Bench()
     bench.pages.missing = {101}
     bench.ask(READ, READ, READ)
@@ -129,7 +129,7 @@ def test_a_page_that_cannot_be_had() -> None:
 
 @pytest.mark.parametrize("at_once", [True, False])
 def test_data_is_delivered_before_the_answer(at_once: bool) -> None:
-    """When the pages are finished with, no answer has been written, let alone published (T36)."""
+    """When the pages are finished, no answer has been put, let alone published (T36)."""
     bench = Bench()
     bench.engine.at_once = {READ} if at_once else set()
     seen: list[int] = []

@@ -74,7 +74,7 @@ def test_barriers_that_are_done_at_once() -> None:
 
 
 def test_a_barrier_whose_page_cannot_be_had() -> None:
-    """It has failed, and what waited behind it goes on."""
+    """It fails, and the requests behind it begin."""
     bench = Bench()
     bench.pages.missing = {101}
     bench.ask(WRITE, WRITE_BARRIER, WRITE)
@@ -84,7 +84,7 @@ def test_a_barrier_whose_page_cannot_be_had() -> None:
 
 
 def test_a_request_that_cannot_be_behind_a_barrier() -> None:
-    """It is answered once, though the line is gone through more than once, and what is behind it goes on."""
+    """It is answered once, though held requests are gone through more than once, and those behind it begin."""
     bench = Bench()
     bench.ask(WRITE, WRITE_BARRIER, 9, READ, WRITE_BARRIER, 9)
     for id in (0, 1, 3, 4):
@@ -93,7 +93,7 @@ def test_a_request_that_cannot_be_behind_a_barrier() -> None:
 
 
 def test_full_pages() -> None:
-    """With too much mapped nothing begins until all under way is done: then the pages have given back the surplus."""
+    """With too many pages mapped nothing begins until all jobs are done; by then the surplus is unmapped."""
     bench = Bench()
     bench.ask(READ, READ)
     bench.pages.is_full = True
@@ -106,7 +106,7 @@ def test_full_pages() -> None:
 
 
 def test_full_pages_with_nothing_under_way() -> None:
-    """Nobody would wake a request that was held then: it begins."""
+    """The request begins: if it were held, nothing would ever release it."""
     bench = Bench()
     bench.pages.is_full = True
     bench.ask(READ)
@@ -114,7 +114,7 @@ def test_full_pages_with_nothing_under_way() -> None:
 
 
 async def test_within_its_limits() -> None:
-    """What is too early is held in order, and answers a barrier's rules; with the limit gone it goes on at once."""
+    """Requests that are too early are held in order, and begin at once when the limit is taken away."""
     bench = Bench()
     bench.limits.set(0, 1, asyncio.get_running_loop().time())
     bench.engine.at_once = {READ, WRITE}
@@ -128,7 +128,7 @@ async def test_within_its_limits() -> None:
 
 
 async def test_time_brings_the_next_one() -> None:
-    """Nobody has to call: the server wakes itself when the next request's time has come."""
+    """The server has a timer of its own: the next request begins when the limits allow, without any call."""
     bench = Bench()
     bench.limits.set(1000, 0, asyncio.get_running_loop().time())
     bench.engine.at_once = {READ}
@@ -142,7 +142,7 @@ async def test_time_brings_the_next_one() -> None:
 
 
 async def test_a_pause() -> None:
-    """It lasts until what is under way is done; what comes is held; another engine goes on with it."""
+    """`pause` returns once nothing is under way. Requests that come are held, and carried out by the next engine."""
     bench = Bench()
     bench.ask(READ)
     pausing = asyncio.ensure_future(bench.server.pause())
@@ -161,7 +161,7 @@ async def test_a_pause() -> None:
 
 
 async def test_the_end_of_a_paused_server() -> None:
-    """What it holds is answered with ERROR, and the pages are given back."""
+    """The held requests get ERROR, and the pages are given back."""
     bench = Bench()
     await bench.server.pause()
     bench.ask(READ, WRITE)
@@ -183,7 +183,7 @@ async def test_an_indirect_request_that_a_pause_held_to_the_end() -> None:
 
 
 async def test_the_end_of_the_daemon() -> None:
-    """What was not begun, in a pause or for a limit, stays in the ring for the next process; the rest is answered."""
+    """Requests that were held, in a pause or for a limit, stay in the ring for the next daemon; others are answered."""
     bench = Bench()
     bench.ask(READ)
     bench.limits.set(1, 0, asyncio.get_running_loop().time())

@@ -11,7 +11,7 @@ from xenbusd_vbd.back.limits import Limits
 
 
 def served(limits: Limits, size: int, seconds: float) -> int:
-    """How many requests of `size` bytes begin within so many seconds, by somebody who always has another one."""
+    """How many requests of `size` bytes begin within so many seconds, if there is always another one."""
     now, count = 0.0, 0
     while True:
         now += limits.delay_s(now)
@@ -46,7 +46,7 @@ def test_both_limits() -> None:
 
 
 def test_a_request_larger_than_a_second() -> None:
-    """It is served, and the next one waits for as long as it was too large."""
+    """It is served, and the next one waits until the debt is paid."""
     limits = Limits()
     limits.set(0, 1000, 0.0)
     assert limits.delay_s(0.0) == 0.0
@@ -57,7 +57,7 @@ def test_a_request_larger_than_a_second() -> None:
 
 
 def test_idling_saves_no_more_than_a_burst() -> None:
-    """After an hour of nothing, a second's rate is a second's rate, and a tenth."""
+    """After an hour of idling, no more may begin at once than after BURST_S."""
     limits = Limits()
     limits.set(100, 0, 0.0)
     limits.delay_s(3600.0)
@@ -80,7 +80,7 @@ def test_taking_a_limit_away() -> None:
 
 @given(st.integers(1, 10**6), st.integers(1, 10**9), st.lists(st.integers(0, 1 << 21), max_size=50))
 def test_waiting_as_told_is_enough(iops: int, bandwidth: int, sizes: list[int]) -> None:
-    """Who waits for as long as he is told may begin then: nobody waits for ever, and nobody in circles."""
+    """A request that waits for `delay_s` may begin then."""
     limits, now = Limits(), 0.0
     limits.set(iops, bandwidth, now)
     for size in sizes:

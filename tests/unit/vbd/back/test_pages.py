@@ -22,7 +22,7 @@ def request(op: int, *grefs: int, first: int = 0, last: int = 7) -> Request:
 
 
 def begin(pages: Pages, requests: list[Request]) -> list[Job]:
-    """Begin requests; those whose pages are lost are told apart rightly."""
+    """Begin requests; check that the jobs that failed are those that are returned as lost."""
     jobs, lost = pages.begin(requests)
     assert lost == [job for job in jobs if job.status != OKAY]
     return jobs
@@ -69,7 +69,7 @@ def test_a_read_changes_exactly_its_segments(kind: Kind) -> None:
 
 @BOTH
 def test_a_page_that_is_not_granted_fails_its_request_only(kind: Kind) -> None:
-    """In a batch, whoever names a page that cannot be had gets ERROR; its neighbours are done (XSA-361)."""
+    """In a batch, a request that names such a page gets ERROR; its neighbours are carried out (XSA-361)."""
     grants = FakeGrants([1, 2, 3])
     pages = kind(grants, FRONTEND)
     jobs = begin(pages, [request(WRITE, 1), request(WRITE, 2, 99), request(WRITE, 98), request(WRITE, 3)])
@@ -103,7 +103,7 @@ def test_a_request_without_data(kind: Kind, op: int) -> None:
 
 @BOTH
 def test_descriptors_are_copied_once(kind: Kind) -> None:
-    """Those of an indirect request, as many as it says, from the pages that it names; whoever names a page that cannot
+    """As many descriptors as the request claims, from the pages that it names; a request that names a page that cannot
     be had gets none, and harms no other (T31)."""
     grants = FakeGrants([1, 2, 3])
     grants.pages[1][:] = bytes(range(256)) * 16
@@ -137,7 +137,7 @@ def test_a_page_is_mapped_once() -> None:
 
 
 def test_a_reference_that_failed_is_tried_again() -> None:
-    """What could not be mapped once may be granted by the next time."""
+    """A page that could not be mapped may be granted by the next time."""
     grants = FakeGrants()
     pages = PersistentPages(grants, FRONTEND)
     jobs = begin(pages, [request(READ, 5)])
@@ -157,7 +157,7 @@ def test_a_request_that_failed_has_no_buffers() -> None:
 
 
 def test_full_once_over_the_limit() -> None:
-    """`full` is said above the limit, not at it, and until all jobs are finished."""
+    """`full` is True above the limit, not at it, until all jobs are finished."""
     pages = PersistentPages(FakeGrants(range(1, 5)), FRONTEND, limit=2)
     first = begin(pages, [request(READ, 1, 2)])
     assert not pages.full
@@ -183,7 +183,7 @@ def test_nothing_in_use_is_unmapped() -> None:
 
 
 def test_the_least_recently_used_goes_first() -> None:
-    """What was used again survives what was not, whichever was mapped first."""
+    """A page that was used again survives one that was not, whichever was mapped first."""
     grants = FakeGrants(range(1, 5))
     pages = PersistentPages(grants, FRONTEND, limit=3)
     for gref in (1, 2, 3, 1, 4):
@@ -241,7 +241,7 @@ def test_a_batch_is_one_copy() -> None:
 
 
 def test_nothing_is_mapped() -> None:
-    """Whoever asked for copies finds no page mapped at any time (T36)."""
+    """Without persistent grants, no page is mapped at any time (T36)."""
     grants = FakeGrants([1, 2])
     pages = CopiedPages(grants, FRONTEND)
     pages.finish(begin(pages, [request(READ, 1), request(WRITE, 2)]))
@@ -269,7 +269,7 @@ def test_write_data_is_taken_once() -> None:
 
 
 def test_a_read_whose_page_is_gone_fails_alone() -> None:
-    """Each status of a copy is looked at: only the job of the failed segment turns into ERROR."""
+    """The status of each copy is checked: only the job of the failed segment gets ERROR."""
     grants = FakeGrants([1, 2, 3])
     pages = CopiedPages(grants, FRONTEND)
     jobs = begin(pages, [request(READ, 1), request(READ, 2, 3), request(READ, 3)])
@@ -293,7 +293,7 @@ def test_a_read_that_failed_delivers_nothing() -> None:
 
 
 def test_a_batch_of_copies_that_is_refused() -> None:
-    """When the hypervisor takes the batch not at all, each of its requests has failed."""
+    """When the hypervisor refuses the whole batch, each of its requests has failed."""
     grants = FakeGrants([1, 2])
     pages = CopiedPages(grants, FRONTEND)
     grants.copies_fail = True

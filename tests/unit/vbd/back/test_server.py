@@ -25,7 +25,7 @@ from xenbusd_vbd.protocol import (
 
 
 def test_an_indirect_request() -> None:
-    """It becomes the request that it stands for: the engine sees that one, and the answer carries its op (T31)."""
+    """The engine gets the request that it stands for, and the answer carries that request's op (T31)."""
     bench = Bench(indirect_segments=256)
     grefs = tuple(range(200, 220))
     bench.pages.tables[50,] = pack_segments(grefs, 160)
@@ -50,7 +50,7 @@ def test_an_indirect_request() -> None:
     ],
 )
 def test_an_indirect_request_that_cannot_be(slot: bytes, answer: Answer) -> None:
-    """It is refused in its turn with its inner op, and what is beside it in the ring is done."""
+    """It is refused in its turn with its inner op, and the requests beside it are carried out."""
     bench = Bench(indirect_segments=256)
     bench.pages.tables[50,] = pack_segments((7,), 8)
     bench.ask(READ)
@@ -61,7 +61,7 @@ def test_an_indirect_request_that_cannot_be(slot: bytes, answer: Answer) -> None
 
 
 def test_the_first_failure_is_told() -> None:
-    """Of what the engine could not do; not of what the frontend asked for wrongly; and once."""
+    """`failed` is called once, for a request that the engine could not carry out; not for one that was refused."""
     bench = Bench()
     bench.ask(9, READ, READ, WRITE)
     bench.engine.finish(1)
@@ -122,7 +122,7 @@ async def test_finish_waits_for_everything() -> None:
 
 
 async def test_finish_without_anything_to_do() -> None:
-    """It is over at once, and what nobody took from the ring stays there."""
+    """`finish` returns at once, and requests that were not taken stay in the ring."""
     bench = Bench()
     bench.pair.ask(bench.slot(READ))
     await bench.server.finish()

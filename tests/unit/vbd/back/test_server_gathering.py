@@ -30,8 +30,7 @@ class AtOnce:
 
 
 class Bench:
-    """A server whose requests are all done at once, on a ring whose frontend sends `to_come` more, each when it is
-    looked for."""
+    """A server whose requests are all done at once, on a ring whose frontend sends `to_come` more, one a poll."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, bytes_each: int = 4096) -> None:
         self.pair = RingPair()
@@ -62,7 +61,7 @@ class Bench:
             self._id += 1
 
     def serve(self, count: int, *, to_come: int = 0) -> list[int]:
-        """Send requests, of which `to_come` more follow as they are looked for. Return the ids answered meanwhile."""
+        """Send requests; `to_come` more follow, one for each poll. Return the ids answered meanwhile."""
         self.link.published = self.miss = 0
         self.to_come = to_come
         self._send(count)
@@ -78,7 +77,7 @@ def test_answers_are_gathered_while_more_requests_come(monkeypatch: pytest.Monke
 
 
 def test_a_frontend_that_waits_is_answered_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once it is known that nothing more comes, nothing more is waited for."""
+    """Once the server has seen that nothing more comes, it does not wait."""
     bench = Bench(monkeypatch)
     bench.serve(1)
     assert bench.miss == 1
@@ -87,14 +86,14 @@ def test_a_frontend_that_waits_is_answered_at_once(monkeypatch: pytest.MonkeyPat
 
 
 def test_large_requests_are_not_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A MiB is published by itself, whatever else comes."""
+    """A request of a MiB is published by itself, whatever else comes."""
     bench = Bench(monkeypatch, MIB)
     assert bench.serve(1, to_come=1) == [0]
     assert bench.miss == 0
 
 
 def test_others_have_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A frontend that always sends one more in time is left after CHUNK that were looked for."""
+    """Even if the frontend always sends one more in time, `drain` returns after CHUNK requests found by polling."""
     bench = Bench(monkeypatch)
     publish = bench.link.publish
 
