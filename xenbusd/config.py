@@ -48,8 +48,11 @@ class DaemonConfig:
     classes: tuple[str, ...] | None = None
     """The device classes to serve; None: every class that has a driver."""
     log_format: str = "auto"
+    """One of `log.FORMATS`; "auto": journal if stderr goes to the journal, otherwise console."""
     log_level: str = "info"
+    """One of `log.LEVELS`: the least severe events that are logged."""
     loop: str = "auto"
+    """One of `loop.CHOICES`; "auto": uvloop if it is installed."""
     arbiter: bool = False
     """Whether each class is shared with Linux's own backends; see xenbusd.arbiter."""
 
