@@ -68,4 +68,4 @@ def test_a_pair_that_does_not_conform_fails(tmp_path: Path) -> None:
     readme.write_text("# Nothing\n")
     done = run(readme, "keys_are_those_of_the_readme")
     assert done.returncode == 1
-    assert "written and not told of: feature-upper" in done.stderr
+    assert "written, but not documented: feature-upper" in done.stderr

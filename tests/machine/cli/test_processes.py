@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from xenbusd.control.protocol import DeviceDetails, DeviceTimeline
 from xenbusd.host.sim.client import census
 from xenbusd.ids import DOM0, Domid
 from xenbusd.testing.processes import ProcessMachine, end, machine
@@ -156,7 +157,10 @@ def test_a_pause_outlives_the_daemon(host: ProcessMachine, dom0: subprocess.Pope
     device = attach(host, 1, disk)
     assert host.ctl("pause", device).stdout == f"{device} is paused\n"
     copier = subprocess.Popen(["nbdcopy", host.disk_uri(1), str(host.folder / "copy.img")])
-    while int(json.loads(host.ctl("--json", "show", device).stdout)["daemon"]["requests"]) == 0:
+    while (
+        DeviceDetails.from_json(json.loads(host.ctl("--json", "show", device).stdout)["daemon"]).counters["requests"]
+        == 0
+    ):
         assert copier.poll() is None
     if killed:
         dom0.kill()
@@ -227,10 +231,8 @@ def test_an_agent_that_is_told_to_end_closes_its_devices(host: ProcessMachine, g
     done = host.ctl("attach", "echo", "--domain", "1", "--devid", "0")
     assert done.returncode == 0, done.stderr
     assert end(guest) == 0
-    steps = [
-        (entry["actor"], entry["event"])
-        for entry in json.loads(host.ctl("--json", "timeline", "echo/1/0").stdout)["entries"]
-    ]
+    timeline = DeviceTimeline.from_json(json.loads(host.ctl("--json", "timeline", "echo/1/0").stdout))
+    steps = [(entry.actor, entry.event) for entry in timeline.entries]
     assert ("frontend", "Closing") in steps
     assert ("frontend", "Closed") in steps
     assert steps.index(("backend", "Closing")) < steps.index(("backend", "Closed"))

@@ -103,7 +103,7 @@ async def test_a_file_that_stays(tmp_path: Path) -> None:
 @one_loop
 @pytest.mark.parametrize(
     ("advertised", "complaint"),
-    [({"feature_upper": 1, "feature_secret": 1}, "not told of: feature-secret"), ({}, "not written: feature-upper")],
+    [({"feature_upper": 1, "feature_secret": 1}, "not documented: feature-secret"), ({}, "not written: feature-upper")],
 )
 async def test_a_table_of_keys_that_is_not_true(advertised: dict[str, int], complaint: str) -> None:
     """A key that the README does not have, and one that only the README has, are both named."""

@@ -43,7 +43,7 @@ async def test_stock_taken_again_and_again_is_the_same(it: Trial) -> None:
 
 
 async def test_a_descriptor_too_many_or_too_few(it: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that was opened since is left; one that was closed since was not ours to close. Both are told of."""
+    """One that was opened since is left; one that was closed since was not ours to close. Both are reported."""
     monkeypatch.setattr(trial_module, "DEADLINE_S", 0.3)
     nothing = await it.remains()
     with (tmp_path / "log").open("w"):

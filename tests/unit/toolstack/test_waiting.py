@@ -14,21 +14,21 @@ from xenbusd.store.client import StoreClient
 
 
 async def test_waiting_ends_when_both_are_connected(store: StoreClient) -> None:
-    """Each change on the way is told."""
+    """Each change on the way is reported."""
     await toolstack.attach(store, ID, {}, {})
-    told: list[str] = []
+    reported: list[str] = []
     steps = iter([(State.INIT_WAIT, State.INITIALISED), (State.CONNECTED, State.CONNECTED)])
     moves: list[asyncio.Task[None]] = []
 
     def progress(sentence: str) -> None:
-        told.append(sentence)
+        reported.append(sentence)
         if (states := next(steps, None)) is not None:
             moves.append(asyncio.create_task(set_states(store, *states)))
 
     await toolstack.wait_connected(store, ID, progress=progress)
     await asyncio.gather(*moves)
-    assert "has not begun" in told[0]
-    assert any("is at InitWait" in sentence for sentence in told[1:])
+    assert "has not begun" in reported[0]
+    assert any("is at InitWait" in sentence for sentence in reported[1:])
 
 
 async def test_waiting_too_long_says_for_whom(store: StoreClient) -> None:

@@ -94,7 +94,7 @@ async def check_pair(pair: type[Any], report: Callable[[Case, Exception | None],
         raise UsageError("the checks are assertions: run Python without -O")
     failures: list[Exception] = []
     number = 0
-    for number, case in enumerate(cases(pair), 1):  # noqa: B007  # how many there were is told
+    for number, case in enumerate(cases(pair), 1):  # noqa: B007  # the count goes into the message
         error: Exception | None = None
         try:
             await case.run()

@@ -73,9 +73,9 @@ class HonestChecks(PairUnderTest):
                 names = [path.removeprefix(id.path(side) + "/") for path, value in nodes.items() if value]
                 written = {generic_key(name) for name in names if name not in TOOLSTACK_KEYS[side]} - {id.path(side)}
                 where = f"{self.readme}, {side.value}'s directory"
-                untold, unwritten = sorted(written - documented), sorted(documented - written - self.sometimes)
-                assert not untold, f"{where}: written and not told of: {', '.join(untold)}"
-                assert not unwritten, f"{where}: told of and not written: {', '.join(unwritten)}"
+                undocumented, unwritten = sorted(written - documented), sorted(documented - written - self.sometimes)
+                assert not undocumented, f"{where}: written, but not documented: {', '.join(undocumented)}"
+                assert not unwritten, f"{where}: documented, but not written: {', '.join(unwritten)}"
 
     async def test_closes_from_the_frontend_and_begins_again(self) -> None:
         """An agent that ends closes its device in order and leaves nothing mapped; the next one connects (6, 1, 2)."""

@@ -22,7 +22,7 @@ SEEDS = range(12)
 """Seeds of hostile pages; each is a round."""
 
 LIES_MAX = 40
-"""Lies told in one check, about; of more, every second or third is told."""
+"""Lies in one check, about; if there could be more, only every second or third is tried."""
 
 
 class MaliceChecks(PairUnderTest):

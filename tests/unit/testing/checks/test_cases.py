@@ -67,7 +67,7 @@ async def test_a_case_runs_on_its_own() -> None:
 
 @one_loop
 async def test_all_cases_run_and_failures_are_gathered() -> None:
-    """One that fails does not keep the others from their turn; each failure tells its case."""
+    """One that fails does not keep the others from running; each failure names its case."""
     Second.ran = []
     reported: list[tuple[str, bool]] = []
 
