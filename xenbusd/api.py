@@ -9,9 +9,10 @@ from xenbusd.bus.counters import Counter, Histogram
 from xenbusd.bus.driver import API_VERSION, Backend, Directories, Frontend, ScriptCall
 from xenbusd.bus.finding import Finding, Nodes
 from xenbusd.bus.frontend import FrontendDevice
-from xenbusd.bus.link import BackLink, FrontLink
+from xenbusd.bus.handover import AfterCleanStop, InOrder, JournalPolicy
+from xenbusd.bus.link import BackLink, FrontLink, Rings
 from xenbusd.bus.nodes import NodeType, boolean, choice, text, unsigned
-from xenbusd.bus.page import BackPage, PageLink, connect_page, offer_page
+from xenbusd.bus.page import BackPage, PageLink
 from xenbusd.bus.state import Seen, State
 from xenbusd.errors import (
     ConnectionEnded,
@@ -42,6 +43,7 @@ from xenbusd.schema import Option, Schema, absolute_path, integer, one_of, true_
 __all__ = [
     "API_VERSION",
     "PAGE_SIZE",
+    "AfterCleanStop",
     "BackLink",
     "BackPage",
     "BackRing",
@@ -68,6 +70,8 @@ __all__ = [
     "Grants",
     "Gref",
     "Histogram",
+    "InOrder",
+    "JournalPolicy",
     "Listener",
     "Mapping",
     "NodeType",
@@ -83,6 +87,7 @@ __all__ = [
     "ResourceError",
     "RingError",
     "RingFormat",
+    "Rings",
     "Schema",
     "ScriptCall",
     "Seen",
@@ -96,9 +101,7 @@ __all__ = [
     "boolean",
     "child_environ",
     "choice",
-    "connect_page",
     "integer",
-    "offer_page",
     "one_of",
     "text",
     "true_or_false",

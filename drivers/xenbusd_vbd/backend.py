@@ -12,6 +12,7 @@ from xenbusd.api import (
     BackLink,
     Devid,
     Directories,
+    InOrder,
     Raw,
     UsageError,
     boolean,
@@ -93,7 +94,7 @@ class VbdBackend(Backend, device_class="vbd"):
         try:
             engine = await disk.open()
             published = await properties(dev, engine) if engine is not None else {}
-            connecting = dev.connect_queues(abi.ring, max_queues=queues, in_order=True, **published)
+            connecting = dev.connect_queues(abi.ring, max_queues=queues, journal=InOrder(), **published)
             async with connecting as links:
                 servers = [self._server(dev, link, abi, engine, disk, persistent) for link in links]
                 await disk.serve(links, servers)

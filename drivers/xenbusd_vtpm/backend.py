@@ -14,7 +14,6 @@ from xenbusd.api import (
     Seen,
     State,
     boolean,
-    connect_page,
 )
 from xenbusd_vtpm.server import PageServer
 from xenbusd_vtpm.toolstack import directories
@@ -39,7 +38,7 @@ class VtpmBackend(Backend, device_class="vtpm"):
         if not await dev.otherend.read("feature-protocol-v2", boolean, default=False):
             raise OtherendError("the frontend offers version 1 of the vtpm protocol only; version 2 is needed")
         try:
-            async with connect_page(dev) as link:  # before the TPM starts: the frontend may wait already (T49)
+            async with dev.connect_page() as link:  # before the TPM starts: the frontend may wait already (T49)
                 tpm = self._tpm = self._tpm or Tpm(dev)
                 server = PageServer(link, tpm, dev.otherend.domid)
                 try:

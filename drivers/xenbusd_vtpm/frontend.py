@@ -3,7 +3,7 @@ UNIX socket. This package's README lists the keys."""
 
 from __future__ import annotations
 
-from xenbusd.api import Frontend, FrontendDevice, OtherendError, ResourceError, boolean, choice, offer_page
+from xenbusd.api import Frontend, FrontendDevice, OtherendError, ResourceError, boolean, choice
 from xenbusd_vtpm import vtpmx
 from xenbusd_vtpm.client import PageClient
 from xenbusd_vtpm.protocol import EXTRA_PAGES, VERSIONS
@@ -23,7 +23,7 @@ class VtpmFrontend(Frontend, device_class="vtpm"):
     async def run(self, dev: FrontendDevice) -> None:
         """Serve one connection. It does not wait for the backend to advertise anything: neither does Linux's frontend,
         and mini-os's backend relies on that (T49)."""
-        async with offer_page(dev, feature_protocol_v2=1) as link:
+        async with dev.offer_page(feature_protocol_v2=1) as link:
             if not await dev.otherend.read("feature-protocol-v2", boolean, default=False):
                 raise OtherendError("the backend offers version 1 of the vtpm protocol only; version 2 is needed")
             version = VERSIONS[await dev.otherend.read("tpm-version", choice(*VERSIONS), default="1.2")]

@@ -122,5 +122,4 @@ class Tpm:
 
 def default_state_dir(dev: BackendDevice) -> str:
     """Return the folder of TPMs where the configuration names none; for a simulated host it is in the run directory."""
-    services = dev.services
-    return STATE_DIR if services.host.name == "xen" else f"{services.run_dir}/vtpm"
+    return dev.state_dir(STATE_DIR)

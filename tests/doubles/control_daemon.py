@@ -12,10 +12,11 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from xenbusd import log
-from xenbusd.bus.backend import BackendDevice
-from xenbusd.bus.device import Device, Services
+from xenbusd.bus.backend_life import BackendLife
+from xenbusd.bus.device import Device
 from xenbusd.bus.paths import DeviceId
 from xenbusd.bus.ports import Ports
+from xenbusd.bus.services import Services
 from xenbusd.bus.state import Side
 from xenbusd.control.protocol import DaemonStatus, DeviceDetails, DeviceTimeline, Event
 from xenbusd.ids import DOM0, DeviceClass, Devid, Domid
@@ -45,9 +46,9 @@ class FakeDaemon:
     side: Side = Side.BACKEND
     devices: list[Device] = field(default_factory=list)
 
-    def add(self, id: DeviceId = ID) -> BackendDevice:
+    def add(self, id: DeviceId = ID) -> BackendLife:
         """One more device."""
-        dev = BackendDevice(self.services, id)
+        dev = BackendLife(self.services, id)
         self.devices.append(dev)
         return dev
 

@@ -14,11 +14,12 @@ from itertools import count
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar, cast
 
-from xenbusd.bus.device import Device, Services
+from xenbusd.bus.device import Device
 from xenbusd.bus.driver import Driver
 from xenbusd.bus.paths import DeviceId
 from xenbusd.bus.ports import Ports
 from xenbusd.bus.scan import Scan
+from xenbusd.bus.services import Services
 from xenbusd.bus.state import Side, State, parse_state
 from xenbusd.errors import EventChannelError, GrantError, NodeNotFound, StoreLost, TransactionConflict
 from xenbusd.host.interface import Copy, EventChannels, Grants, Host, Mapping, Share

@@ -15,8 +15,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.properties.handshake_world import World
 from xenbusd.bus.backend import BackendDevice
+from xenbusd.bus.backend_life import BackendLife
 from xenbusd.bus.driver import Backend, Driver, Frontend
 from xenbusd.bus.frontend import FrontendDevice
+from xenbusd.bus.handover import AfterCleanStop, Handover, InOrder
 from xenbusd.bus.paths import DeviceId
 from xenbusd.bus.state import Side, State
 from xenbusd.errors import ConnectionEnded, NodeValueError, OtherendError, ResourceError
@@ -61,7 +63,7 @@ class HandshakeMachine(RuleBasedStateMachine):
                 with faults.at("early", ResourceError("no such image", errno.ENOENT)):
                     await dev.advertise(feature_toy=1)
                 with faults.at("open", ResourceError("no such image", errno.ENOENT)):
-                    async with dev.connect(RING, in_order=machine.in_order) as link:
+                    async with dev.connect(RING, journal=InOrder() if machine.in_order else AfterCleanStop()) as link:
                         await link.serve(lambda: None)
 
         class ToyFrontend(Frontend, device_class="toy"):
@@ -285,8 +287,8 @@ class HandshakeMachine(RuleBasedStateMachine):
         dev = self.world.ends[BACK].device
         return (
             self.online
-            and isinstance(dev, BackendDevice)
-            and not dev._moved
+            and isinstance(dev, BackendLife)
+            and not dev.connection.otherend_moved
             and (self.world.state(BACK), self.world.state(FRONT)) == (State.CLOSED, State.INITIALISING)
         )
 
@@ -407,13 +409,13 @@ def test_an_event_at_every_step(event: Callable[[HandshakeMachine], None]) -> No
 def test_a_ring_that_can_be_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed and started at every step, a backend that answers in order goes on with the ring, once there is one."""
     adopted: list[bool] = []
-    go_on = BackendDevice._adopt
+    adopt = Handover.adopt
 
-    def spy(dev: BackendDevice, *args: Any) -> Any:
-        journal = go_on(dev, *args)
+    def spy(handover: Handover, *args: Any) -> Any:
+        journal = adopt(handover, *args)
         adopted.append(True)
         return journal
 
-    monkeypatch.setattr(BackendDevice, "_adopt", spy)
+    monkeypatch.setattr(Handover, "adopt", spy)
     at_every_step(None, restart_backend, in_order=True)
     assert adopted

@@ -158,6 +158,11 @@ class Counters(MutableMapping[str, int]):
         return self._own.histograms
 
     @property
+    def own(self) -> Tally:
+        """What is counted outside the queues: for the device, or for a ring beside its queues."""
+        return self._own
+
+    @property
     def queues(self) -> list[int]:
         """The numbers of the queues that there have been."""
         return sorted(self._queues)

@@ -1,79 +1,57 @@
-"""A device, seen from one of its ends: looking at the store, waiting on it, and the one hand that writes `state`."""
+"""One end of a device: what it sees in the store, how it waits, and the one function that writes `state`.
+
+Theory of operation. A `Device` is led through its life by one task of its own (see `supervisor`), and everything about
+it runs on the event loop of its process; none of its methods may be called from another thread. Watches are hints and
+nothing else: each of them wakes every waiter, and a waiter observes the store anew (`until`). What is observed at one
+moment is a `Seen`; whether the connection has ended is decided from it by the pure functions in `state`.
+
+Two faces. What is here and in `BackendLife` and `FrontendLife` is for the bus: the scan creates a device, the
+supervisor leads it, rings and pages wait with it. A driver gets a `Handle` on it, `BackendDevice` or `FrontendDevice`,
+which has what an author may use and nothing else. A data path may call `fail` at any time; everything else is called by
+the device's task or by tasks that the driver started within `run`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
+from xenbusd.bus import error_node
 from xenbusd.bus.counters import Counters, Measure
-from xenbusd.bus.nodes import Value, encode, keys
+from xenbusd.bus.nodes import Value, encode
 from xenbusd.bus.otherend import Directory, Otherend
 from xenbusd.bus.paths import DeviceId
-from xenbusd.bus.ports import Ports
+from xenbusd.bus.services import Services
 from xenbusd.bus.state import Seen, Side, State, may_switch, parse_state
-from xenbusd.bus.timeline import Timelines
-from xenbusd.errors import (
-    AccessDenied,
-    ConnectionEnded,
-    HypercallError,
-    LocalProtocolError,
-    NodeNotFound,
-    OtherendGone,
-    OtherendTimeout,
-    ResourceError,
-    StoreError,
-)
-from xenbusd.host.interface import Host
-from xenbusd.ids import Domid
-from xenbusd.log import Logger
-from xenbusd.store.client import StoreClient
-from xenbusd.store.prune import prune
+from xenbusd.errors import ConnectionEnded, LocalProtocolError, NodeNotFound, OtherendGone, OtherendTimeout
 from xenbusd.store.transaction import Transaction
 from xenbusd.store.watch import Watch
 
 T = TypeVar("T")
 
-ERROR_TEXT_MAX = 512
-"""Bytes of an error node; a text repeats at most some of what the other end wrote."""
-
-
-class HotplugRunner(Protocol):
-    """Whoever runs hotplug scripts; see xenbusd.hotplug."""
-
-    async def run(self, script: str, action: str, *, backend_path: str, device_class: str) -> None:
-        """Run one script to its end; raise HotplugError if it fails."""
-
 
 @dataclass
-class Services:
-    """What every device of one process shares."""
+class Connection:
+    """One connection of a device, from its beginning to its end; the next one begins afresh."""
 
-    store: StoreClient
-    host: Host
-    ports: Ports
-    domid: Domid
-    """Our own domain."""
-    log: Logger
-    hotplug: HotplugRunner | None = None
-    """None where scripts are somebody else's to run."""
-    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Each class's table of the configuration file."""
-    run_dir: str = "/run/xenbusd"
-    """Where drivers may put sockets."""
-    timelines: Timelines = field(default_factory=Timelines)
+    adopted: bool = False
+    """Found Connected on both ends: keep its ring, and write nothing until it closes."""
+    failure: Exception | None = None
+    """The data path's first error; `check` raises it."""
+    otherend_moved: bool = False
+    """The other end has left Initialising. If it is at Initialising again, it is reconnecting."""
 
 
 class Device(ABC):
-    """One end of a device. `BackendDevice` and `FrontendDevice` add what their drivers call.
+    """One end of a device, as the bus handles it.
 
     Args:
-        services: what all devices share.
+        services: what all devices of the process share.
         id: which device.
         otherend_path: the other end's directory, where our own names it; by default where it belongs.
         measures: the driver's own counters and histograms.
@@ -96,35 +74,25 @@ class Device(ABC):
         self.log = services.log.bind(device=id.log_name)
         self.timeline = services.timelines.start(id)
         self.counters = Counters(measures)
-        """Sums over all queues, for `show` and the closing log line; a driver counts here, or for one queue in its
-        link."""
-        self.histograms = self.counters.histograms
-        """The driver's own, for what belongs to no queue."""
+        """Sums over all queues, for `show` and the closing log line."""
         self.details: Callable[[], dict[str, object]] | None = None
         """More for `show` while connected: the indices of the rings."""
         self.state = State.UNKNOWN
         """The state that we wrote last, or found when we appeared."""
-        self.adopted = False
-        """Found Connected on both ends: go on with its ring, and write nothing until it closes."""
+        self.seen = Seen(State.UNKNOWN, State.UNKNOWN, False, None)
+        """What was observed last."""
+        self.connection = Connection()
         self.stopping = False
-        """The daemon ends; leave in order."""
-        self.crashed = False
-        """Its task has ended by an error outside any connection."""
+        """The daemon stops; leave in order."""
         self.waiting_for = ""
         """Who must move next, in words."""
-        self.seen = Seen(State.UNKNOWN, State.UNKNOWN, False, None)
-        self.failure: Exception | None = None
-        """Set by a data path that cannot go on; the next look raises it."""
         self.on_wake: set[Callable[[], None]] = set()
-        """Called at each poke: by whoever waits for one, and by links that wait on their ring as well."""
-        self.otherend_dead = False
-        """Its domain has been destroyed, whatever its directory still says."""
+        """Called at each wake: by waiters, and by links that wait for their ring as well."""
         self.run_paths: set[str] = set()
         self._watch: Watch | None = None
 
     def run_path(self, suffix: str) -> str:
-        """A path of this device's own in the run directory, such as /run/xenbusd/vbd-51712.sock; what stands there
-        when the connection is over is removed."""
+        """See `Handle.run_path`."""
         number = self.id.devid if self.side is Side.FRONTEND else f"{self.id.frontend_domid}-{self.id.devid}"
         path = f"{self.services.run_dir}/{self.id.device_class}-{number}.{suffix}"
         self.run_paths.add(path)
@@ -139,7 +107,7 @@ class Device(ABC):
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
-        """Have the other end's `state` watched, as the 2006 paper says; each change pokes us."""
+        """Have the other end's `state` watched, as the 2006 paper says; each change wakes us."""
         self._watch = await self.store.watch(self.otherend.state_path, wake=self.wake)
         try:
             yield
@@ -147,22 +115,22 @@ class Device(ABC):
             await self._watch.unwatch()
             self._watch = None
 
-    # -- looking and waiting ---------------------------------------------------------------------------------------
+    # -- observing and waiting -------------------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Something about this device may have changed: look again. Safe to call any number of times."""
+        """Something about this device may have changed: observe it again. Safe to call any number of times."""
         for wake in tuple(self.on_wake):
             wake()
 
     def fail(self, error: Exception) -> None:
         """End the connection because of an error on its data path."""
-        if self.failure is None:
-            self.failure = error
+        if self.connection.failure is None:
+            self.connection.failure = error
         self.wake()
 
     @contextmanager
-    def _wakes(self) -> Iterator[asyncio.Event]:
-        """A dirty flag for one that waits: each has its own, so that none takes another's hints away."""
+    def wakes(self) -> Iterator[asyncio.Event]:
+        """A dirty flag for one waiter: each has its own, so that none takes another's hints away."""
         dirty = asyncio.Event()
         self.on_wake.add(dirty.set)
         try:
@@ -171,33 +139,20 @@ class Device(ABC):
             self.on_wake.discard(dirty.set)
 
     def forget_hints(self) -> None:
-        """Forget the watch's hints so far: what they hint at is about to be read. Their pokes come all the same."""
+        """Forget the watch's hints so far: what they hint at is about to be read. Waiters stay woken."""
         if self._watch is not None:
             self._watch.take()
 
     @abstractmethod
     async def observe(self) -> Seen:
-        """Read what this moment's store says. Nothing is taken from events (T2)."""
+        """Read what the store says at this moment. Nothing is taken from events (T2)."""
 
     @abstractmethod
     def end_reason(self, seen: Seen) -> str | None:
-        """Why the connection is over, or None."""
-
-    async def read_all(self, *paths: str) -> list[bytes | None]:
-        """Read several nodes at once; None for one that is not there, or not for us (T9)."""
-        answers = await asyncio.gather(*map(self.store.read, paths), return_exceptions=True)
-        values: list[bytes | None] = []
-        for answer in answers:
-            if isinstance(answer, bytes):
-                values.append(answer)
-            elif isinstance(answer, NodeNotFound | AccessDenied):
-                values.append(None)
-            else:
-                raise answer
-        return values
+        """Why the connection has ended, or None."""
 
     async def begin(self) -> Seen:
-        """Look for the first time. A new device without its other end is told of (T17).
+        """Observe for the first time. A new device without its other end gets an error node (T17).
 
         Raises:
             ConnectionEnded: the directory has gone already.
@@ -219,23 +174,16 @@ class Device(ABC):
             self.timeline.record(self.side.value, seen.own.title)
         if seen.otherend is not self.seen.otherend and seen.own is not State.UNKNOWN:
             self.timeline.record(self.side.opposite.value, seen.otherend.title if seen.otherend else "gone")
+        if seen.otherend is not State.INITIALISING:
+            self.connection.otherend_moved = True
         self.seen = seen
         return seen
 
     async def until(self, step: Callable[[Seen], T | None], waiting_for: str, *, deadline_s: float | None = None) -> T:
-        """Look, and look again after each change, until `step` returns something.
-
-        Args:
-            step: a predicate on one look; may raise ConnectionEnded.
-            waiting_for: who must move, in words for an administrator.
-            deadline_s: seconds; None waits for as long as it takes.
-
-        Raises:
-            OtherendTimeout: the deadline passed.
-        """
+        """See `Handle.until`."""
         self.waiting_for = waiting_for
         try:
-            with self._wakes() as dirty:
+            with self.wakes() as dirty:
                 async with asyncio.timeout(deadline_s):
                     while True:
                         dirty.clear()
@@ -250,58 +198,34 @@ class Device(ABC):
             self.waiting_for = ""
 
     def check(self, seen: Seen) -> None:
-        """Raise what ends the connection, if anything does.
-
-        Raises:
-            ConnectionEnded: the connection is over.
-            Exception: whatever `fail` was given.
-        """
-        if self.failure is not None:
-            raise self.failure
+        """See `Handle.check`."""
+        if self.connection.failure is not None:
+            raise self.connection.failure
         if self.stopping:
             raise ConnectionEnded("the daemon stops")
         if reason := self.end_reason(seen):
             raise ConnectionEnded(reason)
 
     async def until_ended(self) -> str:
-        """Wait for as long as the connection lasts, following the other end into Closing when it leads.
-
-        Returns:
-            Why it is over.
-
-        Raises:
-            Exception: what `fail` was given.
-        """
+        """See `Handle.until_ended`."""
         try:
             while True:
-                await self.follow(await self.until(self._stirred, ""))
-        except ConnectionEnded as over:
-            return str(over)
+                await self.follow(await self.until(self._otherend_closes, ""))
+        except ConnectionEnded as ended:
+            return str(ended)
 
-    def _stirred(self, seen: Seen) -> Seen | None:
+    def _otherend_closes(self, seen: Seen) -> Seen | None:
         self.check(seen)
         return seen if seen.otherend is State.CLOSING and seen.own is State.CONNECTED else None
 
     async def follow(self, seen: Seen) -> None:
-        """Answer the other end's Closing with ours; the ring goes on until the frontend has Closed (T50).
+        """Answer the other end's Closing with ours; the ring is served until the frontend has Closed (T50).
 
         Raises:
-            ConnectionEnded: the connection is over; or whatever `fail` was given.
+            ConnectionEnded: the connection has ended; or the error that `fail` was given.
         """
-        if self._stirred(seen):
+        if self._otherend_closes(seen):
             await self.switch(State.CLOSING)
-
-    async def changes(self) -> AsyncIterator[None]:
-        """Yield once at once, and again after each hint that something about this device may have changed: a key of our
-        own directory, or the other end's `state`, if only written again (T34). For a driver's own task, which re-reads
-        what it cares for; it ends when that task is cancelled.
-        """
-        with self._wakes() as dirty:
-            while True:
-                dirty.clear()
-                self.forget_hints()
-                yield
-                await dirty.wait()
 
     def is_not_ours(self, seen: Seen) -> bool:
         """Whether the directory has gone, or a new one stands in its place."""
@@ -349,66 +273,28 @@ class Device(ABC):
             self.timeline.record(self.side.value, state.title)
             self.log.debug("state.switched", side=self.side.value, old=standing.title, new=state.title)
 
-    async def republish(self, values: Mapping[str, Value]) -> None:
-        """Write keys of our directory while Connected, and `state` once more with the value that it has: the other end
-        sees that, and reads them again (T34). All in one transaction; no step of state.
-
-        Args:
-            values: by key; feature_upper and feature-upper are one.
+    async def now_connected(self, keys: Mapping[str, Value] | None = None) -> None:
+        """Switch to Connected, with `keys` in the same transaction, remove an old error node, and log it.
 
         Raises:
-            ConnectionEnded: the device is no longer Connected, or no longer ours.
+            ConnectionEnded: as `switch`.
         """
-        state_path, written = self.path + "/state", keys(values)
+        await self.switch(State.CONNECTED, keys)
+        await self.clear_error()
+        self._log_connected("device.connected")
 
-        async def body(tx: Transaction) -> None:
-            try:
-                standing = parse_state(await tx.read(state_path))
-            except NodeNotFound:
-                raise ConnectionEnded("removed") from None
-            if standing is not State.CONNECTED or self.state is not State.CONNECTED:
-                raise ConnectionEnded(f"{standing.title} is no state to publish keys in")
-            writes = [tx.write(f"{self.path}/{key}", value) for key, value in written.items()]
-            await asyncio.gather(*writes, tx.write(state_path, encode(int(standing))))
+    def now_adopted(self) -> None:
+        """Log that a connection of the previous daemon is ours now; the store already says Connected."""
+        self._log_connected("device.adopted")
 
-        await self.store.transaction(body)
-        self.timeline.record(self.side.value, f"write {', '.join(written)}")
+    def _log_connected(self, event: str) -> None:
+        about = {self.side.opposite.value: self.otherend.domid}
+        self.log.info(event, **about, by_otherend=True)
 
     async def report(self, error: Exception) -> bool:
-        """Leave an error where tools look for it: `error/<nodename>/error` = "<errno> <text>" (T58).
-
-        Returns:
-            Whether it is there now. A device that has gone leaves nothing behind (T7).
-        """
-        text = f"{errno_of(error)} {error}".encode("utf-8", "backslashreplace")[:ERROR_TEXT_MAX]
-
-        async def body(tx: Transaction) -> None:
-            await tx.read(self.path + "/state")
-            await tx.write(self.id.error_path(self.side), text)
-
-        try:
-            await self.store.transaction(body)
-        except StoreError:  # gone; or our part of the store is full: the log has it too
-            return False
-        return True
+        """See `Handle.report`."""
+        return await error_node.report(self.store, self.id, self.side, error)
 
     async def clear_error(self) -> None:
-        """Remove what `report` left, and the directories that held only it."""
-        path = self.id.error_path(self.side)
-        with suppress(StoreError):
-            await self.store.read(path)  # most devices never had one: do not write for nothing
-            home = path.partition("/error/")[0]
-            await self.store.transaction(lambda tx: prune(tx, path.removesuffix("/error"), home + "/error"))
-
-
-def errno_of(error: Exception) -> int:
-    """The errno that stands for an error in an error node."""
-    if isinstance(error, ResourceError | HypercallError | StoreError):
-        return error.errno
-    if isinstance(error, OSError) and error.errno:
-        return error.errno
-    if isinstance(error, OtherendTimeout):
-        return errno.ETIMEDOUT
-    if isinstance(error, OtherendGone):
-        return errno.ENOENT
-    return errno.EINVAL
+        """See `Handle.clear_error`."""
+        await error_node.clear_error(self.store, self.id, self.side)

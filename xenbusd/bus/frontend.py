@@ -2,59 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager, suppress
-from functools import partial
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from typing import Any
 
-from xenbusd.bus.channel import Channel
-from xenbusd.bus.device import Device
-from xenbusd.bus.link import FrontLink, describe
+from xenbusd.bus.frontend_life import FrontendLife
+from xenbusd.bus.handle import Handle
+from xenbusd.bus.link import FrontLink, Rings
 from xenbusd.bus.nodes import Value, keys
-from xenbusd.bus.state import Seen, Side, State, frontend_end_reason, parse_state
-from xenbusd.errors import ConnectionEnded, OtherendTimeout
+from xenbusd.bus.offers import AnyFormat, keys_to_remove, offer_keys
+from xenbusd.bus.page import PageLink, share_page
+from xenbusd.bus.shared_rings import SharedRings
+from xenbusd.bus.state import Seen, State
 from xenbusd.ring.layout import Req, RingFormat, Rsp
-from xenbusd.ring.shared import FrontRing
-
-CLOSE_S = 5.0
-"""How long a backend may take for each step of a close; Linux' frontends wait as long (xenbus_reset_state)."""
-
-BACK_OFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-"""Pauses before trying again with a backend that keeps closing on us."""
-
-_RING_KEYS = ("multi-queue-num-queues", "ring-page-order")
-"""Keys of an offer whose absence means something: one left by an earlier offer would belie this one."""
 
 _BACKEND_BEGINS = (State.INITIALISING, State.INIT_WAIT)
-_BACKEND_PRESENT = (State.INIT_WAIT, State.INITIALISED, State.CONNECTED)
 
 
-class FrontendDevice(Device):
-    """A device whose frontend we are."""
+class FrontendDevice(Handle):
+    """A frontend driver's handle on its device."""
 
-    side = Side.FRONTEND
-    _attempts = 0
-
-    async def observe(self) -> Seen:
-        """Read our `state`, and the backend's `state` and `online`."""
-        own, online, otherend = await self.read_all(
-            self.path + "/state", self.otherend.path + "/online", self.otherend.state_path
-        )
-        return self.note(Seen(parse_state(own), parse_state(otherend), online == b"1", None))
-
-    def end_reason(self, seen: Seen) -> str | None:
-        """Why the connection is over, or None."""
-        return frontend_end_reason(seen, self.state)
-
-    async def until_ended(self) -> str:
-        """Wait for as long as the connection lasts. A backend that leads into Closing sees us follow; what is under
-        way can still be finished after that, for it serves the ring until we have Closed (T50)."""
-        reason = await super().until_ended()
-        if self.seen.own is State.CONNECTED and self.seen.otherend is State.CLOSING:
-            with suppress(ConnectionEnded):
-                await self.switch(State.CLOSING)
-        return reason
-
-    # -- what a driver calls, in order -----------------------------------------------------------------------------
+    _device: FrontendLife
 
     async def backend_ready(self) -> None:
         """Wait for the backend's InitWait: what it advertises can be read now. A class whose frontend needs nothing
@@ -63,12 +31,7 @@ class FrontendDevice(Device):
         Raises:
             ConnectionEnded: the device goes away meanwhile.
         """
-
-        def step(seen: Seen) -> bool | None:
-            self.check(seen)
-            return True if seen.otherend is State.INIT_WAIT else None
-
-        await self.until(step, f"the backend in domain {self.otherend.domid} to advertise (InitWait)")
+        await self._until_backend_is((State.INIT_WAIT,), "to advertise (InitWait)")
 
     @asynccontextmanager
     async def offer(
@@ -107,52 +70,90 @@ class FrontendDevice(Device):
             GrantError, EventChannelError: no pages or ports to be had for all of them.
             ConnectionEnded: the backend closes instead.
         """
-        domid = self.otherend.domid
-        if self.seen.otherend not in _BACKEND_BEGINS:  # what it shows is left from the last time
-            await self.until(self._begins, f"the backend in domain {domid} to begin again")
-        offered: dict[str, Value] = {**keys(requested)}
-        if queues > 1:
-            offered["multi-queue-num-queues"] = queues
-        if order is not None:
-            offered["ring-page-order"] = order
-        links: list[FrontLink[Req, Rsp]] = []
+        offering = self.offer_rings((format,), queues=queues, order=order, split_ports=False, beside=(), **requested)
+        async with offering as rings:
+            yield [links[0] for links in rings.queues]
+
+    @asynccontextmanager
+    async def offer_rings(
+        self,
+        formats: Sequence[AnyFormat],
+        *,
+        queues: int = 1,
+        order: int | None = None,
+        split_ports: bool = False,
+        beside: Sequence[AnyFormat] = (),
+        **requested: Value,
+    ) -> AsyncIterator[Rings[FrontLink[Any, Any]]]:
+        """As `offer`, for a class whose queues have several rings each, with rings beside the queues: `start` each
+        link.
+
+        Args:
+            formats: what the rings of each queue carry; they name the keys, such as tx-ring-ref.
+            queues: how many; no more than the backend's `multi-queue-max-queues`.
+            order: of each ring of a queue.
+            split_ports: each ring of a queue has a port of its own, in the key that its format names; otherwise they
+                share one, in `event-channel`. Only if the backend has advertised that it can.
+            beside: what rings beside the queues carry, such as a control ring; only what the backend has advertised.
+            requested: more keys of our directory, in the same transaction.
+
+        Raises:
+            GrantError, EventChannelError: no pages or ports to be had for all of them.
+            ConnectionEnded: the backend closes instead.
+        """
+        device = self._device
+        if self.seen.otherend not in _BACKEND_BEGINS:  # what it shows is left from the last connection
+            await self._until_backend_is(_BACKEND_BEGINS, "to begin again")
         with ExitStack() as stack:
-            for number in range(queues):
-                link, found = self._open_queue(format, number, order)
-                stack.callback(link.close)
-                links.append(link)
-                offered.update({f"queue-{number}/{key}" if queues > 1 else key: found[key] for key in found})
-            self.details = partial(describe, links)
-            self.timeline.record("frontend", "write ring/channel details")
-            await self.switch(State.INITIALISED, offered, remove=[key for key in _RING_KEYS if key not in offered])
-            await self.until(self._accepted, f"the backend in domain {domid} to connect")
-            yield links
+            shared = SharedRings(self, device, stack)
+            rings, offer = shared.share(formats, queues, order or 0, beside, split_ports=split_ports)
+            device.details = rings.describe
+            stack.callback(setattr, device, "details", None)
+            offered = {**keys(requested), **offer_keys(formats, order, beside, offer)}
+            await self._publish(offered, keys_to_remove(formats, beside, offer, offered))
+            yield rings
 
-    def _open_queue(
-        self, format: RingFormat[Req, Rsp], number: int, order: int | None
-    ) -> tuple[FrontLink[Req, Rsp], dict[str, Value]]:
-        """Make one ring and its port, and the keys that tell of them."""
-        host, domid = self.services.host, self.otherend.domid
-        share = host.grants.share(domid, 1 << (order or 0))
+    @asynccontextmanager
+    async def offer_page(self, **requested: Value) -> AsyncIterator[PageLink]:
+        """Share a page of zeros, for a class whose shared page is no ring, open an event channel, publish both with
+        other keys, and switch to Initialised.
+
+        Entered once the backend is Connected. Call `connected` when the user of this domain can use the device. Leaving
+        the context closes the port and takes the page back.
+
+        Args:
+            requested: more keys of our directory, in the same transaction.
+
+        Raises:
+            GrantError, EventChannelError: no page or port to be had.
+            ConnectionEnded: the backend closes instead.
+        """
+        await self._until_backend_is(_BACKEND_BEGINS, "to begin")
+        link, offer = share_page(self, self._device)
         try:
-            port = host.events.alloc_unbound(domid)
-        except BaseException:
-            share.unshare()
-            raise
-        ring = FrontRing(share.view, format.slot_bytes)
-        found: dict[str, Value] = {"event-channel": port}
-        names = ["ring-ref"] if order is None else [f"ring-ref{page}" for page in range(1 << order)]
-        found.update(zip(names, share.grefs, strict=True))
-        channel = Channel(self.services.ports, port, self.counters.queue(number), self.fail)
-        return FrontLink(self, ring, channel, host.grants, format, share.unshare), found
+            await self._publish({"ring-ref": offer.grefs[0], "event-channel": offer.port, **keys(requested)}, ())
+            yield link
+        finally:
+            link.close()
 
-    def _begins(self, seen: Seen) -> bool | None:
-        self.check(seen)
-        return True if seen.otherend in _BACKEND_BEGINS else None
+    async def _publish(self, offered: dict[str, Value], remove: Sequence[str]) -> None:
+        """Write the offer, switch to Initialised, and wait for the backend to accept it."""
+        self._device.timeline.record("frontend", "write ring/channel details")
+        await self._device.switch(State.INITIALISED, offered, remove=remove)
+        await self._until_backend_is((State.CONNECTED,), "to connect")
 
-    def _accepted(self, seen: Seen) -> bool | None:
-        self.check(seen)
-        return True if seen.otherend is State.CONNECTED else None
+    async def _until_backend_is(self, states: Sequence[State], doing: str) -> None:
+        """Wait for one of some states of the backend's.
+
+        Raises:
+            ConnectionEnded: the connection ends instead.
+        """
+
+        def step(seen: Seen) -> bool | None:
+            self.check(seen)
+            return True if seen.otherend in states else None
+
+        await self.until(step, f"the backend in domain {self.otherend.domid} {doing}")
 
     async def connected(self) -> None:
         """Switch to Connected: the device can be used.
@@ -160,77 +161,5 @@ class FrontendDevice(Device):
         Raises:
             ConnectionEnded: it closes instead.
         """
-        await self.switch(State.CONNECTED)
-        await self.clear_error()
-        self._attempts = 0
-        self.log.info("device.connected", backend=self.otherend.domid, by_otherend=True)
-
-    # -- what the supervisor calls ---------------------------------------------------------------------------------
-
-    async def appear(self) -> bool:
-        """Begin at Initialising: if a process before us died with a ring, its pages are gone, so close first,
-        letting the backend see each step, as a kexec'd kernel does (T51).
-
-        Returns:
-            True: begin now.
-
-        Raises:
-            ConnectionEnded: nothing to do here.
-        """
-        seen = await self.begin()
-        if seen.own is not State.INITIALISING:
-            await self.close()
-            await self.switch(State.INITIALISING)
-        return True
-
-    async def close(self) -> None:
-        """Go to Closed, through Closing unless the backend has Closed already. Our ring is gone now."""
-        seen = await self.observe()
-        if self.is_not_ours(seen) or seen.own is State.CLOSED:
-            return
-        if seen.own is not State.CLOSING and seen.otherend in _BACKEND_PRESENT:
-            await self.switch(State.CLOSING)
-            await self._wait_for_backend(State.CLOSING)
-        if not self.is_not_ours(self.seen):
-            await self.switch(State.CLOSED)
-            if self.seen.otherend in (*_BACKEND_PRESENT, State.CLOSING):
-                await self._wait_for_backend(State.CLOSED)
-
-    async def wait_again(self, failed: bool) -> bool:
-        """Wait at Closed: True, and back at Initialising, if the backend's side is still wanted; False if it is over.
-
-        Args:
-            failed: the last connection ended by an error of the backend's.
-        """
-        seen = await self.observe()
-        if not self.stopping and not self.is_not_ours(seen) and seen.online:
-            pause = BACK_OFF_S[min(self._attempts + failed, len(BACK_OFF_S) - 1)]
-            self._attempts += 1
-            try:
-                await self.until(self._no_more, "a moment, before trying again", deadline_s=pause)
-            except OtherendTimeout:
-                await self.switch(State.INITIALISING)
-                return True
-        await self.until(self._gone_or_back, "the toolstack to remove the directory")
-        if self.stopping or self.is_not_ours(self.seen):
-            return False
-        await self.switch(State.INITIALISING)
-        return True
-
-    def _no_more(self, seen: Seen) -> bool | None:
-        return True if self.stopping or self.is_not_ours(seen) or not seen.online else None
-
-    def _gone_or_back(self, seen: Seen) -> bool | None:
-        return True if self.stopping or self.is_not_ours(seen) or seen.online else None
-
-    async def _wait_for_backend(self, state: State) -> None:
-        """Give the backend time to show `state`, or what comes after it."""
-
-        def step(seen: Seen) -> bool | None:
-            arrived = seen.otherend in (state, State.CLOSED, State.UNKNOWN) or self.is_not_ours(seen)
-            return True if arrived or (not seen.online and seen.otherend is State.INITIALISING) else None
-
-        try:
-            await self.until(step, f"the backend to show {state.title}", deadline_s=CLOSE_S)
-        except OtherendTimeout as late:
-            self.log.warning("otherend.late", reason=str(late))
+        await self._device.now_connected()
+        self._device.attempts = 0

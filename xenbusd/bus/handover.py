@@ -1,40 +1,103 @@
-"""How one backend process hands a connected ring to the next: the journal's file in the run directory.
+"""How one backend daemon hands a connection to the next: files in the run directory, one for each ring or page.
 
-While a device is connected its ring has a journal there. The next process goes on with the ring if the one before
-stopped in order, or if it was killed but its driver answers in the order of the requests. Otherwise answers may stand
-in slots whose requests were not done yet, so that what lies in the ring cannot be trusted to be requests; then the
-device is closed.
+While a device is connected, each of its rings has a journal there, and a page that is no ring has a note. The next
+daemon adopts a ring if its journal says that its slots can be trusted to hold requests: which promise that takes is the
+journal's policy, and a driver names one, `dev.connect(RING, journal=InOrder())`. A device's rings are adopted together:
+if one cannot be, none is, and the device is closed.
+
+Files are named after the device, as `<device>.ring` with the ring's number behind it where that is not 0. The files'
+formats do not change with xenbusd's version unless their magic or version does: an upgrade adopts.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from mmap import mmap
+from typing import ClassVar
 
 from xenbusd.errors import ConnectionEnded
 from xenbusd.ring.journal import Flags, Journal, size_bytes
 from xenbusd.ring.layout import slots
 
+_NOTE = struct.Struct("<4sIB")
+"""A page's note: magic, the page's identity, whether its request was taken."""
+_NOTE_MAGIC = b"xbpg"
 
-def journal_path(path: str, number: int) -> str:
-    """Where the journal of a device's ring `number` is, given the first one's path."""
-    return f"{path}{number}" if number else path
+
+# -- policies ------------------------------------------------------------------------------------------------------
 
 
-def forget(path: str) -> None:
-    """Remove the journals of all rings of a device, however many there were: its connection is over. Idempotent."""
-    folder, name = os.path.split(path)
+@dataclass(frozen=True)
+class JournalPolicy:
+    """What a driver promises about its responses, and so when the next daemon may adopt its rings. Use a subclass."""
+
+    flags: ClassVar[Flags] = Flags(0)
+    """What a fresh journal says."""
+
+
+@dataclass(frozen=True)
+class AfterCleanStop(JournalPolicy):
+    """No promise: a ring is adopted only if the previous daemon stopped in order and had answered every request that
+    it took. The default."""
+
+
+@dataclass(frozen=True)
+class InOrder(JournalPolicy):
+    """The driver answers requests in the order in which it took them, and any of them may be carried out twice. Then a
+    ring is adopted after a kill as well."""
+
+    flags: ClassVar[Flags] = Flags.IN_ORDER
+
+
+AFTER_CLEAN_STOP = AfterCleanStop()
+
+
+# -- files ---------------------------------------------------------------------------------------------------------
+
+
+def journal_path(run_dir: str, device: str, number: int = 0) -> str:
+    """Where the file of a device's ring `number`, or of its page, is.
+
+    Args:
+        run_dir: the run directory.
+        device: the device's name in log lines, such as vbd-3-51712.
+        number: 0 for the first ring.
+    """
+    return f"{run_dir}/{device}.ring{number or ''}"
+
+
+def forget(run_dir: str, device: str) -> None:
+    """Remove the files of all rings of a device, however many there were: its connection has ended. Idempotent."""
+    first = os.path.basename(journal_path(run_dir, device))
     with suppress(FileNotFoundError):
-        for found in os.listdir(folder):
-            if found == name or (found.startswith(name) and found[len(name) :].isdigit()):
-                os.unlink(os.path.join(folder, found))
+        for found in os.listdir(run_dir):
+            if found == first or (found.startswith(first) and found[len(first) :].isdigit()):
+                os.unlink(os.path.join(run_dir, found))
+
+
+def sweep(run_dir: str, device_class: str, present: Collection[str]) -> None:
+    """Remove the files of devices that vanished while no daemon served them.
+
+    Args:
+        run_dir: the run directory, in which no other process has files of this class.
+        device_class: files of other classes stay.
+        present: the names of the devices that are there.
+    """
+    with suppress(FileNotFoundError):
+        found = {name.partition(".ring")[0] for name in os.listdir(run_dir) if ".ring" in name}
+        for device in found - set(present):
+            if re.fullmatch(rf"{re.escape(device_class)}-\d+-\d+", device):
+                forget(run_dir, device)
 
 
 def identity(grefs: Sequence[int], otherend_port: int) -> int:
-    """A number for a ring: the same for the same grants and port."""
+    """A number for a ring or page: the same for the same grants and port."""
     return zlib.crc32(repr((list(grefs), otherend_port)).encode())
 
 
@@ -51,7 +114,7 @@ class Handover:
         self.journal: Journal | None = None
         """Set while the ring is connected."""
 
-    def begin(self, ring_id: int, pages: int, slot_bytes: int, *, in_order: bool) -> Journal:
+    def begin(self, ring_id: int, pages: int, slot_bytes: int, policy: JournalPolicy = AFTER_CLEAN_STOP) -> Journal:
         """Make a fresh journal.
 
         Raises:
@@ -64,21 +127,20 @@ class Handover:
             self._memory = mmap(fd, size)
         finally:
             os.close(fd)
-        flags = Flags.IN_ORDER if in_order else 0
-        self.journal = Journal(memoryview(self._memory), ring_id, fresh=True, flags=flags)
+        self.journal = Journal(memoryview(self._memory), ring_id, fresh=True, flags=policy.flags)
         return self.journal
 
     def adopt(self, ring_id: int, pages: int, slot_bytes: int) -> Journal:
-        """Take the journal of the process before us.
+        """Take the previous daemon's journal. Its policy, not ours, says whether the ring can be adopted.
 
         Raises:
-            ConnectionEnded: there is none, it is another ring's, or the ring was not left in a state to go on with.
+            ConnectionEnded: there is none, it is another ring's, or the ring was not left in a state to be adopted.
         """
         size = size_bytes(slots(pages, slot_bytes), slot_bytes)
         try:
             fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         except OSError:
-            raise ConnectionEnded("the process before us has left no journal of the ring") from None
+            raise ConnectionEnded("the previous daemon left no journal of the ring") from None
         try:
             if os.fstat(fd).st_size != size:
                 raise ConnectionEnded("the journal is not of this ring's size")
@@ -91,12 +153,13 @@ class Handover:
             raise ConnectionEnded(str(error)) from None
         self.journal = journal
         if not journal.flags:
-            raise ConnectionEnded("the process before us was killed, and may have answered out of order")
+            raise ConnectionEnded("the previous daemon was killed, and may have answered out of order")
         journal.flags &= ~Flags.LEFT
         return journal
 
     def mark_clean(self) -> None:
-        """Everything taken is answered: whoever comes after us may go on, whatever the driver is like."""
+        """Mark the ring clean: every request taken was answered, so the next daemon may adopt it even if the driver
+        answers out of order."""
         if self.journal is not None:
             self.journal.flags |= Flags.LEFT
 
@@ -108,3 +171,55 @@ class Handover:
         if self._memory is not None:
             self._memory.close()
             self._memory = None
+
+
+class PageNote:
+    """The note beside a page that is no ring: whether the request in the page was taken. Its policy is the driver's:
+    whoever adopts a page whose request was taken knows that the request may have been carried out, in full, in part, or
+    not at all.
+
+    Args:
+        path: the file, made if it is not there; `forget` removes it.
+        page_id: the page's `identity`.
+
+    Raises:
+        OSError: the run directory is full or gone.
+    """
+
+    def __init__(self, path: str, page_id: int) -> None:
+        self._id = page_id
+        self._taken = False
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    @property
+    def taken(self) -> bool:
+        """Whether the page's request was taken."""
+        return self._taken
+
+    @taken.setter
+    def taken(self, taken: bool) -> None:
+        """Write the note."""
+        self._taken = taken
+        os.pwrite(self._fd, _NOTE.pack(_NOTE_MAGIC, self._id, taken), 0)
+
+    def begin(self) -> None:
+        """Make a fresh note."""
+        os.ftruncate(self._fd, 0)
+        self.taken = False
+
+    def adopt(self) -> None:
+        """Take the previous daemon's note.
+
+        Raises:
+            ConnectionEnded: there is none, or it is another page's.
+        """
+        raw = os.pread(self._fd, _NOTE.size + 1, 0)
+        if len(raw) != _NOTE.size or _NOTE.unpack(raw)[:2] != (_NOTE_MAGIC, self._id):
+            raise ConnectionEnded("the previous daemon left no note of this page")
+        self._taken = bool(_NOTE.unpack(raw)[2])
+
+    def close(self) -> None:
+        """Let go of the file, which stays. Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

@@ -19,11 +19,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from xenbusd.bus.channel import Channel
 from xenbusd.bus.device import Device
+from xenbusd.bus.handle import Handle
 from xenbusd.errors import ConnectionEnded, OtherendError, XenbusdError
 from xenbusd.host.interface import Grants
 from xenbusd.ring.layout import Req, RingFormat, Rsp
@@ -37,7 +38,8 @@ class Link(Generic[AnyRing]):
     """Common to both ends.
 
     Args:
-        dev: the device that the ring belongs to.
+        dev: the driver's handle on the device.
+        device: the device itself.
         ring: our end of the ring.
         channel: where its events arrive; perhaps shared with other rings.
         grants: for pages besides the ring's.
@@ -47,7 +49,8 @@ class Link(Generic[AnyRing]):
 
     def __init__(
         self,
-        dev: Device,
+        dev: Handle,
+        device: Device,
         ring: AnyRing,
         channel: Channel,
         grants: Grants,
@@ -55,14 +58,19 @@ class Link(Generic[AnyRing]):
         release: Callable[[], None],
     ) -> None:
         self.dev = dev
+        """The driver's handle on the device."""
         self.ring = ring
+        """Our end of the ring: `take`, `put`, ..."""
         self.grants = grants
+        """For pages besides the ring's."""
         self.counters = channel.counters
         """Of this queue: `counters["requests"] += 1`."""
         self.histograms = channel.histograms
+        """Of this queue."""
         self.notify = channel.notify
         """Wake the other end."""
-        self._channel = channel
+        self.channel = channel
+        self._device = device
         self._slot_bytes = slot_bytes
         self._release = release
         self._loop = asyncio.get_running_loop()
@@ -83,7 +91,7 @@ class Link(Generic[AnyRing]):
                 `dev.until_ended`.
         """
         self._drain = drain
-        self._channel.attach(self._turn)
+        self.channel.attach(self._turn)
 
     async def serve(self, drain: Callable[[], bool | None]) -> str:
         """Start, and wait for as long as the connection lasts: for a device of one ring.
@@ -95,7 +103,7 @@ class Link(Generic[AnyRing]):
             Why it has ended. The ring and the port still work, so that work under way can be finished.
         """
         self.start(drain)
-        return await self.dev.until_ended()
+        return await self._device.until_ended()
 
     def _turn(self) -> bool:
         """Drain, and sleep only if the ring is still empty once the other end sends events again."""
@@ -109,12 +117,12 @@ class Link(Generic[AnyRing]):
         before = self.ring.taken
         more = drain()
         if self.ring.taken != before:
-            self._channel.found_work()
+            self.channel.found_work()
         return bool(more)
 
     def describe(self) -> dict[str, object]:
         """Ring indices and port, for `show`."""
-        return {"port": self._channel.port, "ring_slots": self.ring.size, **self.ring.indices()}
+        return {"port": self.channel.port, "ring_slots": self.ring.size, **self.ring.indices()}
 
     def close(self) -> None:
         """Close the channel, then give the ring's pages back. Idempotent."""
@@ -122,8 +130,7 @@ class Link(Generic[AnyRing]):
             return
         self._open = False
         self._drain = None
-        self.dev.details = None
-        self._channel.close()
+        self.channel.close()
         self.ring.release()
         self._release()
 
@@ -133,14 +140,15 @@ class BackLink(Link[BackRing], Generic[Req, Rsp]):
 
     def __init__(
         self,
-        dev: Device,
+        dev: Handle,
+        device: Device,
         ring: BackRing,
         channel: Channel,
         grants: Grants,
         format: RingFormat[Req, Rsp],
         release: Callable[[], None],
     ) -> None:
-        super().__init__(dev, ring, channel, grants, format.slot_bytes, release)
+        super().__init__(dev, device, ring, channel, grants, format.slot_bytes, release)
         self._request = format.request
         self._inbox: deque[Req] = deque()
         self._wake = asyncio.Event()
@@ -161,13 +169,13 @@ class BackLink(Link[BackRing], Generic[Req, Rsp]):
     async def serve(self, drain: Callable[[], bool | None], *, poll: BusyPoll | None = None) -> str:
         """As `Link.serve`, with `poll` as for `start`."""
         self.start(drain, poll=poll)
-        return await self.dev.until_ended()
+        return await self._device.until_ended()
 
     def _turn(self) -> bool:
         """Drain, poll for more as long as that pays, and sleep only if the ring is still empty after that."""
         if self._drain_once():
             return True
-        poll, channel, ring = self._poll, self._channel, self.ring
+        poll, channel, ring = self._poll, self.channel, self.ring
         if (
             poll is not None
             and channel.is_only_active
@@ -194,21 +202,21 @@ class BackLink(Link[BackRing], Generic[Req, Rsp]):
 
     async def __aiter__(self) -> AsyncIterator[Req]:
         """Yield the requests in order, and end when the connection has ended."""
-        self._channel.listen(self._wake.set)
-        self.dev.on_wake.add(self._store_changed)
+        self.channel.listen(self._wake.set)
+        self._device.on_wake.add(self._store_changed)
         self._woken_by_store = True
         while True:
             self._wake.clear()
             if self._woken_by_store and await self._has_ended():
                 return
             if self._fill():
-                self._channel.found_work()
+                self.channel.found_work()
                 while self._inbox:
                     yield self._inbox.popleft()
                 self.publish()
                 await asyncio.sleep(0)  # other devices have their turn
             elif self.ring.rest():
-                self._channel.unmask()
+                self.channel.unmask()
                 await self._wake.wait()
 
     def _store_changed(self) -> None:
@@ -226,12 +234,12 @@ class BackLink(Link[BackRing], Generic[Req, Rsp]):
         return count > 0
 
     async def _has_ended(self) -> bool:
-        dev = self.dev
+        device = self._device
         self._woken_by_store = False
-        dev.forget_hints()
-        seen = await dev.observe()
+        device.forget_hints()
+        seen = await device.observe()
         try:
-            await dev.follow(seen)
+            await device.follow(seen)
         except ConnectionEnded:
             self.publish()
             return True
@@ -239,7 +247,7 @@ class BackLink(Link[BackRing], Generic[Req, Rsp]):
 
     def close(self) -> None:
         """Close the link."""
-        self.dev.on_wake.discard(self._store_changed)
+        self._device.on_wake.discard(self._store_changed)
         super().close()
 
 
@@ -248,14 +256,15 @@ class FrontLink(Link[FrontRing], Generic[Req, Rsp]):
 
     def __init__(
         self,
-        dev: Device,
+        dev: Handle,
+        device: Device,
         ring: FrontRing,
         channel: Channel,
         grants: Grants,
         format: RingFormat[Req, Rsp],
         release: Callable[[], None],
     ) -> None:
-        super().__init__(dev, ring, channel, grants, format.slot_bytes, release)
+        super().__init__(dev, device, ring, channel, grants, format.slot_bytes, release)
         self._response = format.response
         self._waiting: dict[int, asyncio.Future[Rsp]] = {}
         self._free = list(range(ring.size))
@@ -326,8 +335,30 @@ class FrontLink(Link[FrontRing], Generic[Req, Rsp]):
             self._wake_next()
 
 
-def describe(links: Sequence[Link[Any]]) -> dict[str, object]:
-    """Tell of all links of a device, for `show`."""
-    if len(links) == 1:
-        return links[0].describe()
-    return {f"queue-{number}": link.describe() for number, link in enumerate(links)}
+AnyLink = TypeVar("AnyLink", bound=Link[Any])
+
+
+@dataclass(frozen=True)
+class Rings(Generic[AnyLink]):
+    """The rings of one connection.
+
+    `queues` holds the links of each queue, in the order of the driver's formats; `beside` those of rings beside the
+    queues, None for one that the frontend has not offered.
+    """
+
+    queues: Sequence[tuple[AnyLink, ...]]
+    beside: Sequence[AnyLink | None]
+    names: Sequence[str]
+    beside_names: Sequence[str]
+
+    def describe(self) -> dict[str, object]:
+        """Ring indices and ports, for `show`."""
+        told = [self._describe_queue(links) for links in self.queues]
+        top = told[0] if len(told) == 1 else {f"queue-{number}": queue for number, queue in enumerate(told)}
+        extra = zip(self.beside_names, self.beside, strict=True)
+        return {**top, **{name: link.describe() for name, link in extra if link is not None}}
+
+    def _describe_queue(self, links: tuple[AnyLink, ...]) -> dict[str, object]:
+        if len(links) == 1:
+            return links[0].describe()
+        return {name: link.describe() for name, link in zip(self.names, links, strict=True)}

@@ -1,20 +1,18 @@
-"""A directory of the store with typed keys; and the other end's, where everything is checked before it is believed."""
+"""A directory of the store with typed keys; and the other end's, where every value is checked before it is used."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any, TypeVar
 
-from xenbusd.bus.nodes import NodeType, gref, port, unsigned
+from xenbusd.bus.nodes import NodeType
 from xenbusd.errors import AccessDenied, NodeNotFound, NodeValueError
-from xenbusd.ids import Domid, Gref, Port
+from xenbusd.ids import Domid
 from xenbusd.store.client import StoreClient
 
 T = TypeVar("T")
 
 _REQUIRED: Any = object()
-
-QUEUES = unsigned(0xFFFF, "number of queues")
 
 
 class Directory:
@@ -61,32 +59,25 @@ class Otherend(Directory):
         path: its directory, likewise.
     """
 
-    __slots__ = ("domid", "state_path")
+    __slots__ = ("domid", "is_dead", "state_path")
 
     def __init__(self, store: StoreClient, domid: Domid, path: str) -> None:
         super().__init__(store, path)
         self.domid = domid
         self.state_path = path + "/state"
+        self.is_dead = False
+        """Its domain has been destroyed, whatever its directory still says (T57)."""
 
-    async def read_offers(self, max_order: int, max_queues: int) -> list[tuple[list[Gref], Port]]:
-        """Read a frontend's ring references and event channel, for each of its queues (T28).
 
-        `multi-queue-num-queues` absent or 1: the keys stand at the top. Otherwise those of queue N are in `queue-<N>/`,
-        but `ring-page-order`, which is all queues', stays at the top.
-        `ring-page-order` absent: one page in `ring-ref`. Present, even as 0: `ring-ref0`, `ring-ref1`, ...
-
-        Raises:
-            NodeValueError: a key is missing or bad, or the order or the number of queues is above what was offered.
-        Source: Linux, drivers/block/xen-blkback/xenbus.c (connect_ring, read_per_ring_refs).
-        """
-        queues = await self.read("multi-queue-num-queues", QUEUES, default=1)
-        if not 1 <= queues <= max_queues:
-            raise NodeValueError(f"{self.path}/multi-queue-num-queues is {queues}; 1 to {max_queues} can be had")
-        order = await self.read("ring-page-order", unsigned(max_order, "ring page order"), default=-1)
-        names = ["ring-ref"] if order < 0 else [f"ring-ref{page}" for page in range(1 << order)]
-        prefixes = [""] if queues == 1 else [f"queue-{number}/" for number in range(queues)]
-        return [await self._read_queue(prefix, names) for prefix in prefixes]
-
-    async def _read_queue(self, prefix: str, names: list[str]) -> tuple[list[Gref], Port]:
-        grefs = await asyncio.gather(*(self.read(prefix + name, gref) for name in names))
-        return [Gref(number) for number in grefs], Port(await self.read(prefix + "event-channel", port))
+async def read_all(store: StoreClient, *paths: str) -> list[bytes | None]:
+    """Read several nodes at once; None for one that is not there, or not for us (T9)."""
+    answers = await asyncio.gather(*map(store.read, paths), return_exceptions=True)
+    values: list[bytes | None] = []
+    for answer in answers:
+        if isinstance(answer, bytes):
+            values.append(answer)
+        elif isinstance(answer, NodeNotFound | AccessDenied):
+            values.append(None)
+        else:
+            raise answer
+    return values

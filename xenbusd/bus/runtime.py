@@ -15,12 +15,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
-from xenbusd.bus.device import Device, HotplugRunner, Services
+from xenbusd.bus.device import Device
 from xenbusd.bus.domains import follow_domains
 from xenbusd.bus.driver import Driver
 from xenbusd.bus.paths import DeviceId
 from xenbusd.bus.ports import Ports
 from xenbusd.bus.scan import Scan
+from xenbusd.bus.services import HotplugRunner, Services
 from xenbusd.host.interface import Host
 from xenbusd.ids import Domid
 from xenbusd.log import Logger

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import re
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any
 
-from xenbusd.bus.backend import BackendDevice
-from xenbusd.bus.device import Device, Services
+from xenbusd.bus.backend_life import BackendLife
+from xenbusd.bus.device import Device
 from xenbusd.bus.driver import Driver
-from xenbusd.bus.frontend import FrontendDevice
-from xenbusd.bus.handover import forget
+from xenbusd.bus.frontend_life import FrontendLife
+from xenbusd.bus.handover import sweep
 from xenbusd.bus.paths import DeviceId, backend_root, frontend_root, parse_number
+from xenbusd.bus.services import Services
 from xenbusd.bus.state import Side, State, parse_state
 from xenbusd.bus.supervisor import Supervisor
 from xenbusd.errors import AccessDenied, NodeNotFound, StoreError
 from xenbusd.ids import DOMID_FIRST_RESERVED, DeviceClass, Devid, Domid
 
 RESYNC_S = 30.0
-"""How often everything is looked at without a hint; a watch event may have been lost (T2, XSA-326)."""
+"""How often every device is observed without a hint; a watch event may have been lost (T2, XSA-326)."""
 
 
 class Scan:
@@ -30,7 +28,7 @@ class Scan:
     Args:
         services: what all devices share.
         driver: makes a driver for each device.
-        is_ours: asked of each device before it is begun with; None: all are ours.
+        is_ours: asked of each device before it is started; None: all are ours.
         owns_run_dir: journals in the run directory that belong to no device of the class may be removed.
     """
 
@@ -87,11 +85,11 @@ class Scan:
         """A domain has been destroyed: its devices' other ends are dead, whatever the store still says (T57)."""
         for dev in self._known.values():
             if dev.otherend.domid == domid:
-                dev.otherend_dead = True
+                dev.otherend.is_dead = True
                 dev.wake()
 
     def wake_domain(self, domid: Domid) -> None:
-        """Something has happened to a domain: look at its devices."""
+        """Something has happened to a domain: observe its devices."""
         for dev in self._known.values():
             if dev.otherend.domid == domid:
                 dev.wake()
@@ -101,7 +99,7 @@ class Scan:
         return {dev.otherend.domid for dev in self._known.values()}
 
     async def _heed(self, hint: str) -> None:
-        """Look at one device, or at everything if the hint is not that precise."""
+        """Wake one device, or all and list the class anew if the hint is not that precise."""
         dev = self._known.get(hint)
         if dev is not None:
             dev.wake()
@@ -123,16 +121,10 @@ class Scan:
                 await self._probe(path)
 
     def _sweep(self, paths: list[str]) -> None:
-        """Remove the rings' journals of devices that are not there any more: they went while no process served them."""
-        if self.side is not Side.BACKEND or not self._owns_run_dir:
-            return
-        run_dir = self.services.run_dir
-        there = {"-".join([self.device_class, *path.split("/")[-2:]]) for path in [*paths, *self._known]}
-        with suppress(FileNotFoundError):
-            found = {name.partition(".ring")[0] for name in os.listdir(run_dir) if ".ring" in name}
-            for name in found - there:
-                if re.fullmatch(rf"{re.escape(self.device_class)}-\d+-\d+", name):
-                    forget(f"{run_dir}/{name}.ring")
+        """Remove the journals of devices that vanished while no daemon served them."""
+        if self.side is Side.BACKEND and self._owns_run_dir:
+            present = ["-".join([self.device_class, *path.split("/")[-2:]]) for path in [*paths, *self._known]]
+            sweep(self.services.run_dir, self.device_class, present)
 
     async def _names(self, path: str) -> list[str]:
         try:
@@ -180,15 +172,15 @@ class Scan:
         return DeviceId(self.device_class, Domid(otherend_domid), Devid(devid), self.services.domid)
 
     def _start(self, path: str, id: DeviceId, otherend_path: str) -> None:
-        kind = BackendDevice if self.side is Side.BACKEND else FrontendDevice
+        kind = BackendLife if self.side is Side.BACKEND else FrontendLife
         dev = kind(self.services, id, otherend_path, self._driver.counters)
         dev.log.debug("device.appeared", side=self.side.value)
         self._known[path] = dev
         self.supervisor.start(dev, self._driver())
 
-    def _ended(self, dev: Device) -> None:
-        """A device's task has ended: forget it, and look whether a new directory stands there already."""
+    def _ended(self, dev: Device, crashed: bool) -> None:
+        """A device's task has ended: forget it, and see whether a new directory stands there already."""
         del self._known[dev.path]
-        if not dev.stopping and not dev.crashed:  # what crashed waits for the next hint, or the next look at everything
+        if not dev.stopping and not crashed:  # a device that crashed waits for the next hint or resync
             self._again.add(dev.path)
             self._wake.set()

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 from xenbusd.bus.backend import BackendDevice
-from xenbusd.bus.device import Device
+from xenbusd.bus.backend_life import BackendLife
+from xenbusd.bus.device import Connection, Device
 from xenbusd.bus.driver import Driver
 from xenbusd.bus.frontend import FrontendDevice
+from xenbusd.bus.frontend_life import FrontendLife
 from xenbusd.bus.state import State
 from xenbusd.errors import (
     ConnectionEnded,
@@ -23,7 +25,7 @@ from xenbusd.errors import (
     XenbusdError,
 )
 
-AnyDevice = BackendDevice | FrontendDevice
+AnyDevice = BackendLife | FrontendLife
 
 STOP_S = 10.0
 """How long all devices together may take to leave in order when the daemon stops."""
@@ -33,14 +35,15 @@ class Supervisor:
     """The devices of this process and their tasks.
 
     Args:
-        ended: called when a device's task has ended, with the device.
+        ended: called when a device's task has ended, with the device, and whether an error outside any connection ended
+            it.
     """
 
-    def __init__(self, ended: Callable[[Device], None]) -> None:
+    def __init__(self, ended: Callable[[Device, bool], None]) -> None:
         self._ended = ended
-        self._tasks: dict[Device, asyncio.Task[None]] = {}
+        self._tasks: dict[Device, asyncio.Task[bool]] = {}
         self.stopping = False
-        """Nothing may begin any more: a device that has left in order would be begun with again."""
+        """Nothing may begin any more: a device that has left in order would be started again."""
 
     @property
     def devices(self) -> list[Device]:
@@ -55,9 +58,13 @@ class Supervisor:
 
     def _forget(self, dev: Device) -> None:
         task = self._tasks.pop(dev)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            dev.log.error("device.lost", error=repr(error))  # _live catches all; this is for a bug in it
-        self._ended(dev)
+        crashed = False
+        if not task.cancelled():
+            if (error := task.exception()) is not None:
+                dev.log.error("device.lost", error=repr(error))  # _live catches all; this is for a bug in it
+            else:
+                crashed = task.result()
+        self._ended(dev, crashed)
 
     async def stop(self) -> None:
         """Have every device leave in order: frontends close, backends drain and leave their state as it is (T15)."""
@@ -72,37 +79,41 @@ class Supervisor:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    async def _live(self, dev: AnyDevice, driver: Driver[Any]) -> None:
-        """Live through a device's whole life: connection after connection, until it is removed."""
+    async def _live(self, dev: AnyDevice, driver: Driver[Any]) -> bool:
+        """Lead a device through its whole life: connection after connection, until it is removed. Return whether an
+        error outside any connection ended it."""
+        handle = BackendDevice(dev) if isinstance(dev, BackendLife) else FrontendDevice(dev)
         try:
             async with dev.watching():
                 begin, failed = await dev.appear(), False
                 while begin or await dev.wait_again(failed):
+                    if not begin:
+                        dev.connection = Connection()
                     begin = False
-                    failed = await self._connection(dev, driver)
-                    if dev.stopping and isinstance(dev, BackendDevice):
-                        return  # whoever comes after us goes on with the ring
+                    failed = await self._connection(dev, driver, handle)
+                    if dev.stopping and isinstance(dev, BackendLife):
+                        return False  # the next daemon adopts the ring
                     await dev.close()
         except ConnectionEnded:
-            return
+            return False
         except StoreLost:
             if not dev.stopping:
                 raise
         except Exception as error:
-            dev.crashed = True
-            self._tell(dev, error)
+            self._log_error(dev, error)
             await dev.report(error)
+            return True
         finally:
             await driver.close()
             dev.remove_run_paths()
+        return False
 
-    async def _connection(self, dev: AnyDevice, driver: Driver[Any]) -> bool:
+    async def _connection(self, dev: AnyDevice, driver: Driver[Any], handle: BackendDevice | FrontendDevice) -> bool:
         """Run the driver once. Return whether it ended by an error."""
         began = time.monotonic()
-        dev.failure = None
         reason, failed = "", False
         try:
-            await driver.run(dev)
+            await driver.run(handle)
         except Exception as raised:
             error = innermost(raised)
             if isinstance(error, ConnectionEnded):
@@ -113,12 +124,12 @@ class Supervisor:
                 reason = gone
             else:
                 failed, reason = True, str(error)
-                self._tell(dev, error)
+                self._log_error(dev, error)
                 await dev.report(error)
-        over = dev.end_reason(dev.seen) if not reason else None
+        ended = dev.end_reason(dev.seen) if not reason else None
         dev.log.info(
             "device.closed",
-            reason=reason or over or ("the daemon stops" if dev.stopping else "the driver ended it"),
+            reason=reason or ended or ("the daemon stops" if dev.stopping else "the driver ended it"),
             lifetime_s=round(time.monotonic() - began, 3),
             by_otherend=True,
             **dev.counters,
@@ -127,15 +138,15 @@ class Supervisor:
 
     @staticmethod
     async def _gone(dev: Device, error: Exception) -> str | None:
-        """Say how the device has gone, if an error is only what comes of that: no fault, and nobody's (T9)."""
+        """Say how the device has gone, if an error is only a consequence of that: then nobody is to blame (T9)."""
         if not isinstance(error, OtherendError | StoreError | HypercallError):
             return None
         seen = await dev.observe()
         return dev.end_reason(seen) if State.UNKNOWN in (seen.own, seen.otherend) else None
 
     @staticmethod
-    def _tell(dev: Device, error: Exception) -> None:
-        """Log an error as what it is: the peer's misdeed, the host's trouble, or our bug."""
+    def _log_error(dev: Device, error: Exception) -> None:
+        """Log an error by who is to blame: the other end, the host, or we."""
         if isinstance(error, OtherendError):
             dev.log.warning("otherend.fault", error=str(error))
         elif isinstance(error, LocalProtocolError) or not isinstance(error, XenbusdError | OSError):

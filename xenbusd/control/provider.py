@@ -9,8 +9,9 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from xenbusd.bus.device import Device, Services
+from xenbusd.bus.device import Device
 from xenbusd.bus.paths import DeviceId, parse_name
+from xenbusd.bus.services import Services
 from xenbusd.bus.state import Side
 from xenbusd.bus.timeline import Entry
 from xenbusd.control.protocol import (

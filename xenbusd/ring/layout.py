@@ -1,7 +1,10 @@
-"""The arithmetic of a shared ring. Pure: no memory is touched here.
+"""The layout and the arithmetic of a shared ring. Pure: no memory is touched here.
 
 Indices are free-running u32 counters; only their differences mean anything. A slot holds a request until its
 response overwrites it, so requests and responses have one stride.
+
+`ahead` and `wants_notify` are the reference for that arithmetic. `shared.py`, where a call for each request would cost
+too much, spells it out in place, and tests hold it to these two.
 
 Source: xen/include/public/io/ring.h (DEFINE_RING_TYPES, __RING_SIZE, RING_PUSH_*_AND_CHECK_NOTIFY).
 """
@@ -20,6 +23,10 @@ HEADER_BYTES = 64
 
 REQ_PROD, REQ_EVENT, RSP_PROD, RSP_EVENT = range(4)
 """Positions of the four indices, in u32 words."""
+
+
+SHARED_PORT = "event-channel"
+"""The key of a port that all rings of a queue share; a queue of one ring has no other."""
 
 
 class Slot(Protocol):
@@ -54,19 +61,29 @@ Rsp = TypeVar("Rsp", bound=Slot)
 
 @dataclass(frozen=True)
 class RingFormat(Generic[Req, Rsp]):
-    """A ring protocol: how big a slot is and what is in it.
+    """A ring protocol: how big a slot is, what is in it, and which keys of the frontend's directory offer such a ring.
 
     Args:
         slot_bytes: the size of the union of request and response.
         request: parses and packs requests.
         response: parses and packs responses.
         max_order: log2 of the most pages the backend accepts for one ring.
+        ref: the key of the ring's grant reference; of several pages, this with the page's number behind it.
+        port: the key of the ring's own event channel port. Rings of one queue may share the port in `SHARED_PORT`
+            instead, if the frontend offers that.
     """
 
     slot_bytes: int
     request: type[Req]
     response: type[Rsp]
     max_order: int = 0
+    ref: str = "ring-ref"
+    port: str = SHARED_PORT
+
+    @property
+    def name(self) -> str:
+        """What the ring is called beside others of its queue: "tx" for tx-ring-ref."""
+        return self.ref.removesuffix("ring-ref").rstrip("-") or "ring"
 
 
 def slots(pages: int, slot_bytes: int) -> int:

@@ -24,9 +24,9 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from xenbusd import toolstack
-from xenbusd.bus.device import HotplugRunner
 from xenbusd.bus.driver import Driver
 from xenbusd.bus.paths import DeviceId
+from xenbusd.bus.services import HotplugRunner
 from xenbusd.bus.state import State
 from xenbusd.errors import NodeNotFound
 from xenbusd.host.sim.client import SimHost, census

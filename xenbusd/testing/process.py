@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from xenbusd import log
-from xenbusd.bus.device import Device, HotplugRunner
+from xenbusd.bus.device import Device
 from xenbusd.bus.driver import Driver
 from xenbusd.bus.paths import DeviceId
 from xenbusd.bus.runtime import GUEST_WINDOW, Runtime
+from xenbusd.bus.services import HotplugRunner
 from xenbusd.bus.state import State
 from xenbusd.host.interface import Host
 from xenbusd.host.sim.client import SimHost

@@ -2,7 +2,7 @@
 
 The engine finishes jobs in any order; each is answered in its turn. That is what the ring's journal relies on: when the
 daemon is killed, the slots from `rsp_prod` on still hold the requests without an answer, and the next daemon carries
-them out again (`BackendDevice.connect_queues(in_order=True)`).
+them out again (`connect_queues(journal=InOrder())`).
 """
 
 from __future__ import annotations

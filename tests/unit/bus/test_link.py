@@ -58,10 +58,11 @@ class Fixture:
         self.ports.on("unmask", 7, lambda: self.acts.append("unmask"))
         self.errors: list[BaseException] = []
         channel = Channel(self.ports, Port(7), Tally(COMMON), self.errors.append)
-        dev: Any = SimpleNamespace(counters=channel.counters)
+        device: Any = SimpleNamespace(counters=channel.counters)
+        dev: Any = None
         ring: Any = self.ring
         grants: Any = None
-        self.link: BackLink[Raw, Raw] = BackLink(dev, ring, channel, grants, FORMAT, lambda: None)
+        self.link: BackLink[Raw, Raw] = BackLink(dev, device, ring, channel, grants, FORMAT, lambda: None)
         self.link.start(self.drain, poll=poll)
 
     def notified(self) -> None:
@@ -127,7 +128,7 @@ async def test_polling_is_opt_in() -> None:
 async def test_no_poll_on_a_shared_port() -> None:
     """The other ring's events would be late."""
     fixture = Fixture(BusyPoll())
-    fixture.link._channel.attach(lambda: False)
+    fixture.link.channel.attach(lambda: False)
     for _ in range(3):
         assert fixture.request(followed_by=1) == ["drain", "rest", "unmask"]
 

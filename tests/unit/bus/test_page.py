@@ -1,38 +1,33 @@
-"""What is kept beside a shared page, so that another process can go on with it; the rest is in tests/machine."""
+"""A shared page that is no ring; the rest is in tests/machine."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
 from tests.doubles.events import FakePorts
 from xenbusd.bus.channel import Channel
 from xenbusd.bus.counters import COMMON, Tally
+from xenbusd.bus.handover import PageNote
 from xenbusd.bus.page import BackPage
-from xenbusd.errors import ConnectionEnded
 from xenbusd.ids import Port
 
 
-class Page:
-    """A page's link, with its note in a file.
+class Fixture:
+    """A page's link, with its note in a file."""
 
-    Args:
-        path: the file.
-        identity: of the page.
-    """
-
-    def __init__(self, path: Path, identity: int) -> None:
+    def __init__(self, path: Path) -> None:
         self.ports = FakePorts()
         self.released = 0
-        dev: Any = SimpleNamespace(details=None)
+        device: Any = SimpleNamespace(details=None)
+        self.device = device
         channel = Channel(self.ports, Port(5), Tally(COMMON), lambda _: None)
-        note = os.open(path, os.O_RDWR | os.O_CREAT)
+        dev: Any = None
         grants: Any = None
-        self.link = BackPage(dev, memoryview(bytearray(4096)), channel, grants, self.release, note, identity)
+        note = PageNote(str(path), 7)
+        note.begin()
+        self.link = BackPage(dev, device, memoryview(bytearray(4096)), channel, grants, self.release, note)
 
     def release(self) -> None:
         """Take note."""
@@ -40,39 +35,23 @@ class Page:
         self.released += 1
 
 
-@pytest.mark.parametrize("taken", [True, False])
-async def test_a_note_outlives_its_writer(tmp_path: Path, taken: bool) -> None:
-    """The next process finds what the last one noted of the same page."""
-    first = Page(tmp_path / "note", 7).link
-    first.taken = not taken
-    first.taken = taken
-    second = Page(tmp_path / "note", 7).link
-    second.recall()
-    assert second.taken is taken
-    for each in (first, second):
-        each.close()
-
-
-@pytest.mark.parametrize("left", [b"", b"xbpg", b"\0" * 9, b"much more than a note is"])
-async def test_no_note_no_going_on(tmp_path: Path, left: bytes) -> None:
-    """What is no note, or that of another page, says nothing of this one."""
-    (tmp_path / "note").write_bytes(left)
-    page = Page(tmp_path / "note", 7).link
-    with pytest.raises(ConnectionEnded, match="left no note of this page"):
-        page.recall()
-    page.close()
-    other = Page(tmp_path / "other", 8).link
-    other.taken = True
-    same_file = Page(tmp_path / "other", 7).link
-    with pytest.raises(ConnectionEnded):
-        same_file.recall()
-    other.close()
-    same_file.close()
-
-
 async def test_closing_twice_is_closing_once(tmp_path: Path) -> None:
     """The port first, then the page; and only once."""
-    page = Page(tmp_path / "note", 7)
+    page = Fixture(tmp_path / "note")
+    assert page.device.details is not None
     page.link.close()
     page.link.close()
     assert page.released == 1
+    assert page.device.details is None
+
+
+async def test_the_note_says_that_a_request_was_taken(tmp_path: Path) -> None:
+    """For the next daemon."""
+    page = Fixture(tmp_path / "note")
+    assert page.link.taken is False
+    page.link.taken = True
+    page.link.close()
+    heir = PageNote(str(tmp_path / "note"), 7)
+    heir.adopt()
+    assert heir.taken
+    heir.close()

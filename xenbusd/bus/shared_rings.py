@@ -1,0 +1,80 @@
+"""The rings of a frontend: pages shared with the backend's domain, and ports that it may bind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from xenbusd.bus.channel import Channel
+from xenbusd.bus.counters import Tally
+from xenbusd.bus.frontend_life import FrontendLife
+from xenbusd.bus.handle import Handle
+from xenbusd.bus.link import FrontLink, Rings
+from xenbusd.bus.offers import AnyFormat, Offer, QueueOffer, RingOffer
+from xenbusd.ring.shared import FrontRing
+
+AnyLink = FrontLink[Any, Any]
+
+
+class SharedRings:
+    """All rings of one connection.
+
+    Args:
+        dev: the driver's handle, for the links.
+        device: the device itself.
+        stack: undoes everything; a ring's port is closed before its pages are taken back.
+    """
+
+    def __init__(self, dev: Handle, device: FrontendLife, stack: ExitStack) -> None:
+        self._dev = dev
+        self._device = device
+        self._stack = stack
+
+    def share(
+        self, formats: Sequence[AnyFormat], queues: int, order: int, beside: Sequence[AnyFormat], *, split_ports: bool
+    ) -> tuple[Rings[AnyLink], Offer]:
+        """Make all rings and their ports.
+
+        Args:
+            formats: of the rings of each queue.
+            queues: how many.
+            order: log2 of the pages of each of their rings.
+            beside: of rings beside the queues.
+            split_ports: each ring of a queue has a port of its own; otherwise all share one.
+
+        Raises:
+            GrantError, EventChannelError: no pages or ports to be had for all of them.
+        """
+        is_shared = len(formats) > 1 and not split_ports
+        links: list[tuple[AnyLink, ...]] = []
+        offers: list[QueueOffer] = []
+        counters = self._device.counters
+        for number in range(queues):
+            queue: list[tuple[AnyLink, RingOffer]] = []
+            for format in formats:
+                shared = queue[0][0].channel if is_shared and queue else None
+                queue.append(self._share_ring(format, order, counters.queue(number), shared))
+            links.append(tuple(link for link, _ in queue))
+            offers.append(QueueOffer([offer for _, offer in queue], is_shared))
+        extra = [self._share_ring(format, 0, counters.own) for format in beside]
+        names = [format.name for format in formats], [format.name for format in beside]
+        rings = Rings(links, [link for link, _ in extra], *names)
+        return rings, Offer(offers, [offer for _, offer in extra])
+
+    def _share_ring(
+        self, format: AnyFormat, order: int, tally: Tally, shared: Channel | None = None
+    ) -> tuple[AnyLink, RingOffer]:
+        device = self._device
+        host, domid = device.services.host, device.otherend.domid
+        share = host.grants.share(domid, 1 << order)
+        try:
+            port = shared.port if shared is not None else host.events.alloc_unbound(domid)
+        except BaseException:
+            share.unshare()
+            raise
+        channel = shared or Channel(device.services.ports, port, tally, device.fail)
+        ring = FrontRing(share.view, format.slot_bytes)
+        link = FrontLink(self._dev, device, ring, channel, host.grants, format, share.unshare)
+        self._stack.callback(link.close)
+        return link, RingOffer(share.grefs, port)
