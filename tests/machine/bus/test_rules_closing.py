@@ -6,7 +6,7 @@ import pytest
 
 from tests.doubles.echo import GUEST, Half, ask, held_by_backend, say
 from xenbusd import toolstack
-from xenbusd.bus import frontend as frontend_module
+from xenbusd.bus import frontend_life
 from xenbusd.bus.paths import DeviceId
 from xenbusd.bus.state import Side, State
 from xenbusd.errors import OtherendTimeout
@@ -266,7 +266,7 @@ async def test_t54_online_is_no_link_state(echo: Half) -> None:
 
 async def test_t51_our_frontend_does_not_wait_for_ever(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """T51: each step of a frontend's close has a deadline, as Linux' has: a backend that is stuck cannot hold it."""
-    monkeypatch.setattr(frontend_module, "CLOSE_S", 0.01)
+    monkeypatch.setattr(frontend_life, "CLOSE_S", 0.01)
     id: DeviceId = machine.id("echo")
     back = Peer(await machine.start(DOM0), id, Side.BACKEND)
     await machine.start(GUEST)  # the domain lives on

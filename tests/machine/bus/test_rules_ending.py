@@ -12,7 +12,7 @@ from tests.doubles.echo import GUEST, Half, ask, held_by_backend
 from tests.doubles.hand_disk import HandDisk
 from xenbusd import toolstack
 from xenbusd.api import Backend, BackendDevice, OtherendError
-from xenbusd.bus import backend as backend_module
+from xenbusd.bus import backend_life
 from xenbusd.bus.state import Side, State
 from xenbusd.ids import DOM0
 from xenbusd.ring.layout import REQ_PROD
@@ -195,7 +195,7 @@ async def test_t55_a_fault_of_the_frontend_s_is_waited_for_only_so_long(
     echo: Half, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """T55: waiting until fe 6 is for honest frontends: after a fault the backend closes without it in the end."""
-    monkeypatch.setattr(backend_module, "CLOSE_S", 0.01)
+    monkeypatch.setattr(backend_life, "CLOSE_S", 0.01)
     with await echo.connect() as ring:
         ring.words[REQ_PROD] = 4_000_000
         ring.notify()
