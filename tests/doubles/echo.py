@@ -6,7 +6,7 @@ import asyncio
 from contextlib import closing
 from dataclasses import dataclass
 
-from xenbusd.bus.backend import BackendDevice
+from xenbusd.bus.backend_life import BackendLife
 from xenbusd.bus.paths import DeviceId
 from xenbusd.bus.state import State
 from xenbusd.ids import DOM0, Domid
@@ -45,10 +45,10 @@ class Half:
     peer: Peer
 
     @property
-    def dev(self) -> BackendDevice:
+    def dev(self) -> BackendLife:
         """The backend's device."""
         dev = self.back.device(self.id)
-        assert isinstance(dev, BackendDevice)
+        assert isinstance(dev, BackendLife)
         return dev
 
     async def connect(self) -> HandRing:
