@@ -281,15 +281,14 @@ class Device(ABC):
         """
         await self.switch(State.CONNECTED, keys)
         await self.clear_error()
-        self._log_connected("device.connected")
+        self.log.info("device.connected", **self._with_whom(), by_otherend=True)
 
     def now_adopted(self) -> None:
         """Log that a connection of the previous daemon is ours now; the store already says Connected."""
-        self._log_connected("device.adopted")
+        self.log.info("device.adopted", **self._with_whom(), by_otherend=True)
 
-    def _log_connected(self, event: str) -> None:
-        about = {self.side.opposite.value: self.otherend.domid}
-        self.log.info(event, **about, by_otherend=True)
+    def _with_whom(self) -> dict[str, object]:
+        return {self.side.opposite.value: self.otherend.domid}
 
     async def report(self, error: Exception) -> bool:
         """See `Handle.report`."""
