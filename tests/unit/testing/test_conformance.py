@@ -52,7 +52,7 @@ async def test_a_grant_that_is_kept() -> None:
 
     class Hoarder(EchoFrontend, device_class="echo"):
         async def run(self, dev: FrontendDevice) -> None:
-            kept.append(dev.services.host.grants.share(dev.otherend.domid, 1))
+            kept.append(dev._device.services.host.grants.share(dev.otherend.domid, 1))
             await super().run(dev)
 
     class Hoarding(Echo):
