@@ -43,7 +43,7 @@ class Lines:
 
 
 class Bench:
-    """An export, an engine on it, and what the engine has told its owner.
+    """An export, an engine on it, and the jobs that the engine has finished.
 
     Args:
         folder: for the socket.
@@ -57,7 +57,7 @@ class Bench:
         self.done: list[Job] = []
         self.batches = 0
         self._export: NbdExport | None = None
-        self._told = asyncio.Event()
+        self._changed = asyncio.Event()
 
     async def serve(self) -> None:
         """Have a server, as the disk is now."""
@@ -82,14 +82,14 @@ class Bench:
         """What the engine calls."""
         self.done += jobs
         self.batches += 1
-        self._told.set()
+        self._changed.set()
 
     async def until(self, *jobs: Job) -> list[int]:
         """Wait until jobs have come back; return their statuses."""
         async with asyncio.timeout(60):
             while not all(job in self.done for job in jobs):
-                self._told.clear()
-                await self._told.wait()
+                self._changed.clear()
+                await self._changed.wait()
         return [job.status for job in jobs]
 
     async def run(self, engine: NbdEngine, *jobs: Job) -> list[int]:
@@ -139,14 +139,14 @@ def sizes_info(minimum: int, preferred: int, maximum: int) -> bytes:
     return wire.INFO_BLOCK_SIZE_REPLY.pack(wire.Info.BLOCK_SIZE, minimum, preferred, maximum)
 
 
-def told(option: int, *infos: bytes) -> bytes:
+def answer(option: int, *infos: bytes) -> bytes:
     """The whole answer to INFO or GO."""
     return b"".join(option_reply(option, wire.Reply.INFO, info) for info in infos) + option_reply(
         option, wire.Reply.ACK
     )
 
 
-HANDSHAKE = (GREETING, told(wire.Option.INFO, export_info()), told(wire.Option.GO, export_info()))
+HANDSHAKE = (GREETING, answer(wire.Option.INFO, export_info()), answer(wire.Option.GO, export_info()))
 """What a plain server says: at once, and after each of two options."""
 
 

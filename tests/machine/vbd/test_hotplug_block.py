@@ -193,7 +193,7 @@ async def test_an_image_in_use_is_refused(tools: Tools, image: Path, held: int, 
     else:
         assert await tools.refusal() == f"{image} is in use by another device or program"
     os.close(holder)
-    await tools.add()  # nobody has it now, not even the script that looked
+    await tools.add()  # the lock is free now: the script keeps none
 
 
 async def test_a_shell_cannot_be_fooled(tools: Tools, tmp_path: Path) -> None:

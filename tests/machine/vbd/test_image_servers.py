@@ -254,8 +254,8 @@ asyncio.run(main())
 
 
 async def test_the_server_dies_with_its_owner(opened: Callable[..., Any], tmp_path: Path) -> None:
-    """SIGKILL to us: qemu-nbd puts in order what it has answered, though nobody has flushed it, and ends; who comes
-    after us waits for that by the lock."""
+    """SIGKILL to us: qemu-nbd puts in order what it has answered, though nobody has flushed it, and ends; the next
+    daemon waits for that by the lock."""
     image = tmp_path / "image"
     qemu_img("create", "-q", "-f", "qcow2", image, SIZE)
     root = Path(__file__).parents[3]
@@ -377,7 +377,7 @@ async def test_an_image_on_the_web_that_is_not_there(opened: Callable[..., Any])
 
 
 async def test_an_image_that_grows(opened: Callable[..., Any], tmp_path: Path) -> None:
-    """nbdkit looks at a file anew for each connection: `refresh` finds the new size, and requests go on."""
+    """nbdkit opens a file anew for each connection: `refresh` finds the new size, and requests are served on."""
     raw = tmp_path / "raw"
     raw.write_bytes(b"g" * SIZE)
     disk = await opened("nbdkit", f"file file={raw}")

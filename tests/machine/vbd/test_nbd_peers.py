@@ -1,4 +1,4 @@
-"""NBD clients that nobody here wrote, against the export of a disk in memory."""
+"""NBD clients of other projects, against the export of a disk in memory."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ async def read_only(tmp_path: Path) -> AsyncIterator[Served]:
 @pytest.mark.parametrize("name", ["", NAME])
 async def test_nbdinfo(served: Served, name: str) -> None:
     """nbdinfo finds the export under both names, with size, abilities and block sizes."""
-    told = json.loads(await served.run("nbdinfo", "--json", served.uri(name)))
-    assert (told["protocol"], told["structured"]) == ("newstyle-fixed", True)
-    (export,) = told["exports"]
+    info = json.loads(await served.run("nbdinfo", "--json", served.uri(name)))
+    assert (info["protocol"], info["structured"]) == ("newstyle-fixed", True)
+    (export,) = info["exports"]
     expected = {
         "export-size": SIZE,
         "is_read_only": False,
@@ -144,8 +144,8 @@ async def test_nbdcopy_to_a_read_only_disk(read_only: Served, tmp_path: Path) ->
 async def test_qemu_img(served: Served, tmp_path: Path) -> None:
     """qemu-img sees the size, copies the disk out, and finds the copy identical."""
     served.disk.data[: 1 << 20] = os.urandom(1 << 20)
-    told = json.loads(await served.run("qemu-img", "info", "--output=json", "-f", "raw", served.uri()))
-    assert told["virtual-size"] == SIZE
+    info = json.loads(await served.run("qemu-img", "info", "--output=json", "-f", "raw", served.uri()))
+    assert info["virtual-size"] == SIZE
     copy = str(tmp_path / "copy")
     await served.run("qemu-img", "convert", "-f", "raw", "-O", "raw", served.uri(NAME), copy)
     assert "identical" in await served.run("qemu-img", "compare", "-f", "raw", "-F", "raw", served.uri(), copy)
@@ -214,7 +214,7 @@ print("all well")
 @needs("nbdsh", "python3-libnbd")
 @pytest.mark.parametrize("structured", [True, False])
 async def test_nbdsh(served: Served, structured: bool) -> None:
-    """libnbd's shell, made to skip its own checks, gets NBD's error for each bad request and goes on."""
+    """libnbd's shell, made to skip its own checks, gets NBD's error for each bad request and the connection stays."""
     script = f"uri = {served.uri()!r}\nsize = {SIZE}\nstructured = {structured}\n"
     script += "" if structured else "h.set_request_structured_replies(False)\n"
     # nbdsh runs the python3 that it finds first, and libnbd's module is in the distribution's own.

@@ -111,7 +111,7 @@ def test_the_keys_of_a_plain_disk() -> None:
 
 
 def test_every_parameter_is_taken() -> None:
-    """Each parameter ends up in its key; the frontend is told of a cdrom too."""
+    """Each parameter ends up in its key; the frontend's directory has a cdrom's type, too."""
     given = {
         "target": "raw:/srv/cd.iso",
         "mode": "r",

@@ -66,7 +66,7 @@ def again(aio: Aio, transfer: Transfer) -> int:
 
 
 def test_a_batch_of_reads(aio: Aio, fd: int) -> None:
-    """Each gets its own block and tells its own key; parts of memory may be scattered."""
+    """Each gets its own block and returns its own key; parts of memory may be scattered."""
     buffers = memory(8)
     for n in range(4):
         pieces = [buffers[(7 - n) * BLOCK :][:BLOCK], buffers[n * BLOCK :][:BLOCK]]

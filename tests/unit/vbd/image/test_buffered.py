@@ -34,19 +34,19 @@ def job(op: int, sector: int = 0, data: bytes = b"") -> Job:
 
 
 class Bench:
-    """An engine, and what it has told its owner."""
+    """An engine, and the jobs that it has finished."""
 
     def __init__(self, image: FakeImage) -> None:
         self.image = image
         self.engine = FileEngine(image)
         self.batches: list[list[Job]] = []
-        self.told_in: set[int] = set()
-        self._told = asyncio.Event()
+        self.finished_in: set[int] = set()
+        self._finished_some = asyncio.Event()
 
     def _finished(self, jobs: list[Job]) -> None:
         self.batches.append(jobs)
-        self.told_in.add(threading.get_ident())
-        self._told.set()
+        self.finished_in.add(threading.get_ident())
+        self._finished_some.set()
 
     def submit(self, jobs: list[Job]) -> list[Job]:
         """Begin jobs."""
@@ -56,8 +56,8 @@ class Bench:
         """Wait until that many batches have come back."""
         async with asyncio.timeout(60):
             while len(self.batches) < batches:
-                self._told.clear()
-                await self._told.wait()
+                self._finished_some.clear()
+                await self._finished_some.wait()
 
     async def run(self, *jobs: Job) -> None:
         """Do jobs that go to the worker."""
@@ -95,13 +95,13 @@ async def test_in_memory_everything_is_done_at_once(op: int, data: bytes, calls:
 
 @WHAT_EACH_DOES
 async def test_the_worker_does_the_rest(op: int, data: bytes, calls: list[tuple[object, ...]]) -> None:
-    """On another image each operation is done by a thread of its own, and told on the event loop."""
+    """On another image each operation is done by a thread of its own, and finished on the event loop."""
     bench = Bench(FakeImage())
     one = job(op, 4, data)
     await bench.run(one)
     assert (one.status, bench.batches) == (OKAY, [[one]])
     assert [call for call in bench.image.calls if call[0] != "read nowait"] == calls
-    assert bench.told_in == {threading.get_ident()}
+    assert bench.finished_in == {threading.get_ident()}
     await bench.engine.close()
 
 

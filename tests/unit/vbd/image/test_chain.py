@@ -1,4 +1,4 @@
-"""Images that lead to other files, as qemu-img tells of them."""
+"""Images that lead to other files, as qemu-img describes them."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 async def test_an_engine(image: str, tmp_path: Path) -> None:
-    """With the size that the server tells; it lets go of the image when it is closed."""
+    """With the size that the server says; `close` frees the image."""
     engine = await open_it("qcow2", image, tmp_path)
     assert (engine.sectors, engine.writable) == (2048, True)
     with pytest.raises(ResourceError, match="in use"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.doubles.memory_disk import MemoryDisk
-from tests.doubles.nbd_bench import GREETING, Bench, export_info, job, scripted, sizes_info, told, until
+from tests.doubles.nbd_bench import GREETING, Bench, answer, export_info, job, scripted, sizes_info, until
 from xenbusd.api import ResourceError
 from xenbusd_vbd.image import commands, remote
 from xenbusd_vbd.nbd.wire import Option, TransmissionFlags, simple_reply
@@ -70,7 +70,7 @@ async def test_a_long_discard_goes_in_parts(bench: Bench, monkeypatch: pytest.Mo
 
 
 async def test_a_batch(bench: Bench) -> None:
-    """Many at once, each with its own data, told in fewer batches than there are."""
+    """Many at once, each with its own data, finished in fewer batches than there are jobs."""
     engine = await bench.engine()
     writes = [job(WRITE, 8 * n, bytes([n]) * 4096, pieces=4) for n in range(64)]
     assert await bench.run(engine, *writes) == [OKAY] * 64
@@ -86,8 +86,8 @@ async def test_what_is_told_of_the_disk(tmp_path: Path) -> None:
     path = str(tmp_path / "nbd")
     bench = Bench(tmp_path, MemoryDisk(SIZE))
     answers = (
-        told(Option.INFO, export_info(1 << 20), sizes_info(4096, 65536, 1 << 25)),
-        told(Option.GO, export_info((1 << 20) + 511)),
+        answer(Option.INFO, export_info(1 << 20), sizes_info(4096, 65536, 1 << 25)),
+        answer(Option.GO, export_info((1 << 20) + 511)),
     )
     async with scripted(path, GREETING, *answers, then=lambda reader, _: reader.read()):
         engine = await bench.engine()
@@ -109,7 +109,7 @@ async def test_what_is_told_of_the_disk(tmp_path: Path) -> None:
 async def test_a_server_that_will_not_do(tmp_path: Path, infos: tuple[bytes, ...], sentence: str) -> None:
     """Read-only where the disk is to be written, or too small requests: an error at once, not later at the guest."""
     bench = Bench(tmp_path, MemoryDisk(SIZE))
-    async with scripted(bench.address.path, GREETING, told(Option.INFO, *infos), told(Option.GO, infos[0])):
+    async with scripted(bench.address.path, GREETING, answer(Option.INFO, *infos), answer(Option.GO, infos[0])):
         with pytest.raises(ResourceError, match=sentence):
             await bench.engine()
 
@@ -162,7 +162,7 @@ async def test_we_flush_by_ourselves_when_too_much_is_kept(bench: Bench, monkeyp
 
 
 async def test_a_flush_of_our_own_that_fails_is_not_hidden(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel tells of a failed writeback once. The guest hears of it at its next flush, and at that one only."""
+    """The kernel reports a failed writeback once. The guest gets an error at its next flush, and at that one only."""
     monkeypatch.setattr(remote, "UNFLUSHED_MAX", 2000)
     engine = await bench.engine()
     bench.disk.deferred = True
@@ -190,7 +190,7 @@ async def test_a_server_that_says_that_it_shuts_down(tmp_path: Path) -> None:
         await reader.read()
 
     other = Bench(tmp_path, MemoryDisk(SIZE))
-    answers = (told(Option.INFO, export_info()), told(Option.GO, export_info()))
+    answers = (answer(Option.INFO, export_info()), answer(Option.GO, export_info()))
     async with scripted(other.address.path, GREETING, *answers, then=refuse):
         engine = await other.engine()
         jobs = [job(READ, 0, bytes(512)), job(READ, 8, bytes(512))]

@@ -1,4 +1,4 @@
-"""The server's process: how it is started, what is told of its end, and that it does not outlive its owner."""
+"""The image server's process: its start, the errors that its end becomes, and that it does not outlive the daemon."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GREETING, *ANSWERS = HANDSHAKE
 
 @pytest.fixture
 def target(tmp_path: Path) -> Target:
-    """An image that nobody looks into."""
+    """An image; the stand-ins do not read it."""
     (tmp_path / "image").write_bytes(bytes(4096))
     return Target("qcow2", str(tmp_path / "image"), True)
 
@@ -132,7 +132,7 @@ async def test_why_it_did_not_start(
 
 
 async def test_one_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Target) -> None:
-    """It is ended after the limit, and the error says that nobody answered."""
+    """It is ended after the limit, and the error says that no server answered."""
     monkeypatch.setattr(image_process, "START_S", 0.2)
     install(tmp_path / "bin", monkeypatch, "qemu-nbd", "import signal\nsignal.pause()\n")
     image = ImageServer(target, str(tmp_path / "s"))
@@ -143,7 +143,7 @@ async def test_one_that_never_answers(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 async def test_the_lock_is_the_servers_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Target) -> None:
-    """When its owner is gone, nobody gets at the image before the server has ended."""
+    """When the daemon is gone, the image stays locked until the server has ended."""
     install(tmp_path / "bin", monkeypatch, "qemu-nbd", server())
     image = ImageServer(target, str(tmp_path / "s"))
     with pytest.raises(ResourceError, match="in use") as caught:

@@ -1,4 +1,4 @@
-"""What a target is like, as the kernel tells it."""
+"""A target's traits, as the kernel reports them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_file(file: int) -> None:
 
 
 def test_a_file_in_memory() -> None:
-    """tmpfs is told by its magic number."""
+    """tmpfs is recognised by its magic number."""
     if not os.access("/dev/shm", os.W_OK):
         pytest.skip("there is no tmpfs at /dev/shm")
     with tempfile.TemporaryFile(dir="/dev/shm") as file:

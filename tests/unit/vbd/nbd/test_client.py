@@ -118,7 +118,7 @@ async def test_large_transfers() -> None:
 
 
 async def test_answers_come_in_batches() -> None:
-    """What has come together is told together."""
+    """Replies that arrive together are handed over together."""
     pair = Pair()
     for number in range(32):
         pair.client.read(str(number), 0, 512, views(512))
@@ -139,7 +139,7 @@ async def test_answers_come_in_batches() -> None:
     ],
 )
 async def test_a_server_that_cannot_be_gone_on_with(stream: bytes, sentence: str) -> None:
-    """It is told once, and what it had not answered stays known, in order."""
+    """`lost` is called once, and `unanswered` has the requests without an answer, in order."""
     pair = Pair()
     pair.client.read("r", 0, 512, views(512))
     pair.client.command("f", Command.FLUSH)
@@ -155,7 +155,7 @@ async def test_a_server_that_cannot_be_gone_on_with(stream: bytes, sentence: str
 
 
 async def test_the_server_is_gone_when_we_send() -> None:
-    """`send` does not raise and does not call back: the loss is told a moment later."""
+    """`send` does not raise and does not call back: `lost` is called a moment later."""
     pair = Pair()
     pair.theirs.close()
     pair.client.command("f", Command.FLUSH)

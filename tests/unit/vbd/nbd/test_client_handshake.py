@@ -11,11 +11,11 @@ import pytest
 from tests.doubles.nbd_bench import (
     GREETING,
     HANDSHAKE,
+    answer,
     export_info,
     option_reply,
     scripted,
     sizes_info,
-    told,
 )
 from xenbusd_vbd.nbd import wire
 from xenbusd_vbd.nbd.address import Address
@@ -28,8 +28,8 @@ INFO, GO = wire.Option.INFO, wire.Option.GO
 async def test_connect(tmp_path: Path) -> None:
     """INFO asks for the block sizes, GO does not: so 512 bytes may be written even where a server likes 4096."""
     address = Address(path=str(tmp_path / "nbd"), export="disk")
-    infos = told(INFO, export_info(), sizes_info(4096, 65536, 1 << 25))
-    async with scripted(address.path, GREETING, infos, told(GO, export_info(1 << 30))) as options:
+    infos = answer(INFO, export_info(), sizes_info(4096, 65536, 1 << 25))
+    async with scripted(address.path, GREETING, infos, answer(GO, export_info(1 << 30))) as options:
         sock, export = await connect(address)
         sock.close()
     assert (export.size_bytes, export.minimum, export.preferred, export.maximum) == (1 << 30, 4096, 65536, 1 << 25)
@@ -38,9 +38,9 @@ async def test_connect(tmp_path: Path) -> None:
 
 
 async def test_inquire(tmp_path: Path) -> None:
-    """A look at an export asks by INFO alone."""
+    """`inquire` asks by INFO alone."""
     address = Address(path=str(tmp_path / "nbd"))
-    async with scripted(address.path, GREETING, told(INFO, export_info(4096))) as options:
+    async with scripted(address.path, GREETING, answer(INFO, export_info(4096))) as options:
         assert (await inquire(address)).size_bytes == 4096
     assert len(options) == 1
 
@@ -48,14 +48,14 @@ async def test_inquire(tmp_path: Path) -> None:
 async def test_over_tcp() -> None:
     """A host's addresses are tried one after the other, until one answers."""
 
-    over = asyncio.Event()
+    ended = asyncio.Event()
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"".join(HANDSHAKE))
         await reader.read()
         writer.close()
         await writer.wait_closed()
-        over.set()
+        ended.set()
 
     server = await asyncio.start_server(converse, "127.0.0.1")
     port = server.sockets[0].getsockname()[1]
@@ -63,7 +63,7 @@ async def test_over_tcp() -> None:
     sock.close()
     assert export.size_bytes == 1 << 20
     async with asyncio.timeout(60):
-        await over.wait()
+        await ended.wait()
     server.close()
 
 
@@ -75,26 +75,26 @@ async def test_over_tcp() -> None:
         pytest.param(GREETING[:16] + b"\0\0", (), "newstyle", id="not fixed"),
         pytest.param(GREETING, (), "left during", id="no answer"),
         pytest.param(GREETING, (b"x" * 20,), "is not one", id="no reply magic"),
-        pytest.param(GREETING, (told(GO, export_info()),), "is not one", id="about another option"),
+        pytest.param(GREETING, (answer(GO, export_info()),), "is not one", id="about another option"),
         pytest.param(
             GREETING, (wire.OPTION_REPLY.pack(wire.OPTION_REPLY_MAGIC, INFO, 3, 1 << 31),), "not one", id="long"
         ),
-        pytest.param(GREETING, (told(INFO),), "how large", id="no size"),
-        pytest.param(GREETING, (told(INFO, export_info(flags=0)),), "cannot be", id="no flags"),
-        pytest.param(GREETING, (told(INFO, export_info(1 << 63)),), "cannot be", id="too large"),
-        pytest.param(GREETING, (told(INFO, export_info()[:-1]),), "how large", id="short"),
-        pytest.param(GREETING, (told(INFO, export_info(), sizes_info(0, 1, 2)),), "block sizes", id="minimum 0"),
-        pytest.param(GREETING, (told(INFO, export_info(), sizes_info(3, 4, 8)),), "block sizes", id="minimum 3"),
-        pytest.param(GREETING, (told(INFO, export_info(), sizes_info(8, 4, 8)),), "block sizes", id="preferred"),
-        pytest.param(GREETING, (told(INFO, export_info(), sizes_info(1, 8, 4)),), "block sizes", id="maximum"),
-        pytest.param(GREETING, (told(INFO, export_info(), b"\0\3\0"),), "three numbers", id="short sizes"),
-        pytest.param(GREETING, (told(INFO, *[export_info()] * REPLIES_MAX),), "over", id="no end"),
+        pytest.param(GREETING, (answer(INFO),), "how large", id="no size"),
+        pytest.param(GREETING, (answer(INFO, export_info(flags=0)),), "cannot be", id="no flags"),
+        pytest.param(GREETING, (answer(INFO, export_info(1 << 63)),), "cannot be", id="too large"),
+        pytest.param(GREETING, (answer(INFO, export_info()[:-1]),), "how large", id="short"),
+        pytest.param(GREETING, (answer(INFO, export_info(), sizes_info(0, 1, 2)),), "block sizes", id="minimum 0"),
+        pytest.param(GREETING, (answer(INFO, export_info(), sizes_info(3, 4, 8)),), "block sizes", id="minimum 3"),
+        pytest.param(GREETING, (answer(INFO, export_info(), sizes_info(8, 4, 8)),), "block sizes", id="preferred"),
+        pytest.param(GREETING, (answer(INFO, export_info(), sizes_info(1, 8, 4)),), "block sizes", id="maximum"),
+        pytest.param(GREETING, (answer(INFO, export_info(), b"\0\3\0"),), "three numbers", id="short sizes"),
+        pytest.param(GREETING, (answer(INFO, *[export_info()] * REPLIES_MAX),), "over", id="no end"),
         pytest.param(
             GREETING, (option_reply(INFO, 2**31 + 6, b"none here"),), "no such export: none here", id="unknown"
         ),
         pytest.param(GREETING, (option_reply(INFO, 2**31 + 5),), "wants TLS", id="TLS"),
         pytest.param(GREETING, (option_reply(INFO, 2**31 + 77),), "error 77", id="an error of tomorrow"),
-        pytest.param(GREETING, (told(INFO, export_info()), option_reply(GO, 2**31 + 2)), "policy", id="GO refused"),
+        pytest.param(GREETING, (answer(INFO, export_info()), option_reply(GO, 2**31 + 2)), "policy", id="GO refused"),
     ],
 )
 async def test_what_cannot_be_is_refused(
@@ -109,7 +109,7 @@ async def test_what_cannot_be_is_refused(
 
 
 async def test_nobody_there(tmp_path: Path) -> None:
-    """The errno tells whether there is no socket, or nobody listens at it."""
+    """The errno says whether there is no socket, or no server that listens at it."""
     with pytest.raises(NbdError, match="no NBD server answers") as caught:
         await connect(Address(path=str(tmp_path / "nbd")))
     assert caught.value.errno == errno.ENOENT

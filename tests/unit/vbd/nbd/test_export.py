@@ -67,7 +67,7 @@ async def test_socket_mode_and_removal(tmp_path: Path) -> None:
 
 
 async def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
-    """A socket that nobody answers on is no obstacle."""
+    """A socket without a server behind it is replaced."""
     path = tmp_path / "nbd"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
@@ -206,8 +206,8 @@ def resized(disk: MemoryDisk, size_bytes: int) -> None:
 
 
 async def test_a_disk_that_grows(tmp_path: Path) -> None:
-    """After `refresh` a client that was there already reaches what is new, as the kernel's does once it knows; those
-    that come are told."""
+    """After `refresh` a client that was connected reaches the new part, as the kernel's does once it has the new size;
+    clients that come get the new size."""
     disk = MemoryDisk(SIZE)
     export = NbdExport(disk, name="vbd-51712")
     await export.listen(str(tmp_path / "nbd"))
@@ -229,7 +229,7 @@ async def test_a_disk_that_grows(tmp_path: Path) -> None:
 
 
 async def test_a_disk_that_shrinks(tmp_path: Path) -> None:
-    """A client that was there keeps what it was told, and the disk answers; those that come are told of less."""
+    """A client that was connected keeps the old size, and the disk answers; clients that come get the new one."""
     disk = MemoryDisk(SIZE)
     export = NbdExport(disk, name="vbd-51712")
     await export.listen(str(tmp_path / "nbd"))

@@ -1,4 +1,4 @@
-"""An export on /dev/nbdN, as far as it can be told without the kernel's module: a stand-in for its NBD client.
+"""An export on /dev/nbdN, without the kernel's module: with a stand-in for its NBD client.
 
 The stand-in keeps the ioctls' order and does on the socket what drivers/block/nbd.c does: requests and simple replies
 while NBD_DO_IT lasts, DISC on NBD_DISCONNECT, the end of NBD_DO_IT once the server has closed.
@@ -125,7 +125,7 @@ async def test_attach_and_detach(tmp_path: Path) -> None:
 
 
 async def test_resize(tmp_path: Path) -> None:
-    """The kernel gets the export's new size in blocks, as wide as it is, while NBD_DO_IT goes on."""
+    """The kernel gets the export's new size in blocks, as wide as it is, while NBD_DO_IT runs."""
     kernel, disk = StandIn(tmp_path), MemoryDisk(SIZE)
     export = export_of(disk)
     device = await NbdDevice.attach(export, kernel=kernel.kernel)

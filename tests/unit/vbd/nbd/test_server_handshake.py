@@ -36,7 +36,7 @@ def replies(data: bytes) -> list[tuple[int, int, bytes]]:
     return found
 
 
-def haggling() -> Handshake:
+def negotiating() -> Handshake:
     """A handshake whose client has answered the greeting."""
     handshake = Handshake(OFFER)
     assert handshake.feed(CLIENT_FLAGS) == (4, b"")
@@ -59,7 +59,7 @@ def test_greeting() -> None:
 @pytest.mark.parametrize("name", [b"", b"vbd-51712"])
 def test_go_by_either_name(name: bytes) -> None:
     """GO names size, flags and block sizes, and then requests follow."""
-    handshake = haggling()
+    handshake = negotiating()
     assert ask(handshake, Option.GO, info_request(name)) == [
         (Option.GO, Reply.INFO, struct.pack(">HQH", Info.EXPORT, 1 << 20, FLAGS)),
         (Option.GO, Reply.INFO, struct.pack(">HIII", Info.BLOCK_SIZE, 512, 4096, 32 << 20)),
@@ -70,18 +70,18 @@ def test_go_by_either_name(name: bytes) -> None:
 
 def test_info_tells_what_is_asked_and_stays() -> None:
     """INFO gives name and description to a client that wants them; the handshake goes on."""
-    handshake = haggling()
-    told = ask(handshake, Option.INFO, info_request(b"", Info.NAME, Info.DESCRIPTION, 77))
-    assert (Option.INFO, Reply.INFO, b"\0\1vbd-51712") in told
-    assert (Option.INFO, Reply.INFO, b"\0\2a disk") in told
-    assert told[-1] == (Option.INFO, Reply.ACK, b"")
+    handshake = negotiating()
+    answers = ask(handshake, Option.INFO, info_request(b"", Info.NAME, Info.DESCRIPTION, 77))
+    assert (Option.INFO, Reply.INFO, b"\0\1vbd-51712") in answers
+    assert (Option.INFO, Reply.INFO, b"\0\2a disk") in answers
+    assert answers[-1] == (Option.INFO, Reply.ACK, b"")
     assert handshake.stage is Stage.NEGOTIATING
 
 
 @pytest.mark.parametrize("number", [Option.INFO, Option.GO])
 def test_unknown_export(number: Option) -> None:
     """A name that is not ours is ERR_UNKNOWN with a sentence, and the client may ask again."""
-    handshake = haggling()
+    handshake = negotiating()
     ((_, kind, why),) = ask(handshake, number, info_request(b"xvdb"))
     assert kind == Reply.ERR_UNKNOWN
     assert b"vbd-51712" in why
@@ -95,13 +95,13 @@ def test_info_request_that_does_not_add_up(data: bytes) -> None:
     """Lengths that contradict each other are ERR_INVALID."""
     with pytest.raises(ValueError, match="option"):
         parse_info_request(data)
-    ((_, kind, _why),) = ask(haggling(), Option.GO, data)
+    ((_, kind, _why),) = ask(negotiating(), Option.GO, data)
     assert kind == Reply.ERR_INVALID
 
 
 def test_list() -> None:
     """LIST names the one export with its description."""
-    assert ask(haggling(), Option.LIST) == [
+    assert ask(negotiating(), Option.LIST) == [
         (Option.LIST, Reply.SERVER, b"\0\0\0\x09vbd-51712a disk"),
         (Option.LIST, Reply.ACK, b""),
     ]
@@ -110,7 +110,7 @@ def test_list() -> None:
 @pytest.mark.parametrize("number", [Option.LIST, Option.STRUCTURED_REPLY])
 def test_data_where_none_belongs(number: Option) -> None:
     """LIST and STRUCTURED_REPLY with data are ERR_INVALID and change nothing."""
-    handshake = haggling()
+    handshake = negotiating()
     ((_, kind, _why),) = ask(handshake, number, b"x")
     assert kind == Reply.ERR_INVALID
     assert not handshake.structured
@@ -118,7 +118,7 @@ def test_data_where_none_belongs(number: Option) -> None:
 
 def test_structured_replies_bring_df() -> None:
     """Once structured replies are settled, the export also takes the don't-fragment flag."""
-    handshake = haggling()
+    handshake = negotiating()
     assert ask(handshake, Option.STRUCTURED_REPLY) == [(Option.STRUCTURED_REPLY, Reply.ACK, b"")]
     first = ask(handshake, Option.GO, info_request(b""))[0]
     assert struct.unpack(">HQH", first[2])[2] == FLAGS | TransmissionFlags.SEND_DF
@@ -130,15 +130,15 @@ def test_structured_replies_bring_df() -> None:
 )
 def test_other_options_are_unsupported(number: int) -> None:
     """An option that we do not have is ERR_UNSUP, its data is skipped, and the next one is understood."""
-    handshake = haggling()
+    handshake = negotiating()
     ((echoed, kind, _why),) = ask(handshake, number, b"some data")
     assert (echoed, kind) == (number, Reply.ERR_UNSUP)
     assert ask(handshake, Option.LIST)[-1][1] == Reply.ACK
 
 
 def test_abort() -> None:
-    """ABORT is acknowledged, and nothing after it is looked at."""
-    handshake = haggling()
+    """ABORT is acknowledged, and what follows is not read."""
+    handshake = negotiating()
     used, reply = handshake.feed(option(Option.ABORT) + b"garbage")
     assert used == 16
     assert replies(reply) == [(Option.ABORT, Reply.ACK, b"")]
@@ -157,7 +157,7 @@ def test_export_name(client_flags: int, padding: int) -> None:
 def test_requests_after_go_are_left_alone() -> None:
     """What follows the last option in the same packet is not the handshake's."""
     message = option(Option.GO, info_request(b""))
-    used, _reply = haggling().feed(message + b"request")
+    used, _reply = negotiating().feed(message + b"request")
     assert used == len(message)
 
 
@@ -179,7 +179,7 @@ def test_breaches_end_the_session(message: bytes, why: str) -> None:
 
 def test_an_incomplete_option_waits() -> None:
     """Nothing is answered before the whole option is there."""
-    handshake = haggling()
+    handshake = negotiating()
     message = option(Option.GO, info_request(b"vbd-51712"))
     for cut in range(len(message)):
         assert handshake.feed(message[:cut]) == (0, b"")
