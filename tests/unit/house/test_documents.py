@@ -57,3 +57,19 @@ def test_every_document_is_named_in_the_readme() -> None:
     """Nothing in docs/ has to be found by chance."""
     readme = (ROOT / "README.md").read_text()
     assert [path.name for path in (ROOT / "docs").glob("*.md") if f"docs/{path.name}" not in readme] == []
+
+
+def paths(text: str) -> set[str]:
+    """Every path of ours in a document, in the type of code. Within xenbusd/ and a driver's package it may be short."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    found = re.findall(r"`((?:[a-z_]\w*/)+(?:\w+\.(?:py|md|sh|toml))?|\w+\.py)`", text)
+    return {path for path in found if not path.startswith(("xen/", "tools/", "light/", "io/", "xenbus/", "hw/"))}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_every_path_exists(document: Path) -> None:
+    """Modules and folders that a document names are there: from the root, from xenbusd/, or from a driver's package."""
+    homes = [ROOT, ROOT / "tests", ROOT / "xenbusd", ROOT / "drivers", *sorted((ROOT / "drivers").glob("xenbusd_*"))]
+    below = {path.name for path in document.parent.rglob("*.py")}
+    named = paths(document.read_text()) - below
+    assert {path for path in named if not any((home / path).exists() for home in homes)} == set()
