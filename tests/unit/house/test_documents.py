@@ -73,3 +73,28 @@ def test_every_path_exists(document: Path) -> None:
     below = {path.name for path in document.parent.rglob("*.py")}
     named = paths(document.read_text()) - below
     assert {path for path in named if not any((home / path).exists() for home in homes)} == set()
+
+
+def test_the_layers_are_those_of_the_import_contract() -> None:
+    """docs/architecture.md lists the layers that pyproject.toml has import-linter check, from the top down."""
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    (contract,) = (item for item in tools["importlinter"]["contracts"] if item.get("containers") == ["xenbusd"])
+    layers = [re.findall(r"\w+", layer) for layer in contract["layers"]]
+    layers[0].remove("__main__")
+    section = (ROOT / "docs/architecture.md").read_text().partition("## Layers")[2].partition("\n## ")[0]
+    shown = re.findall(r"^\| (`.*?`) \| ", section, re.M)
+    assert [re.findall(r"`(\w+)(?:/|\.py)`", row) for row in shown] == layers
+
+
+def test_no_document_outside_is_cited() -> None:
+    """What code and tests cite stands in the repository."""
+    outside = re.compile(r"field survey|reliability reference")
+    files = (
+        path
+        for top in ("xenbusd", "drivers", "hotplug", "systemd", "tests", "docs")
+        for path in (ROOT / top).rglob("*")
+    )
+    texts = {
+        name(path): path.read_text(errors="replace") for path in files if path.is_file() and path != Path(__file__)
+    }
+    assert [path for path, text in texts.items() if "__pycache__" not in path and outside.search(text)] == []

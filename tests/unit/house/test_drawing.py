@@ -76,6 +76,11 @@ def test_no_import_leads_back() -> None:
     assert circles(arrows(modules)) == []
 
 
+def test_the_drawing_in_the_architecture_is_the_tree_s() -> None:
+    """Its rooms and its arrows. After a change of either, `make picture` puts it into docs/architecture.md."""
+    assert shape(taken((ROOT / "docs/architecture.md").read_text())) == shape(drawing(read(ROOT)))
+
+
 def test_the_table_of_states_in_the_guide_is_the_code_s() -> None:
     """After a change of TRANSITIONS, `make picture` puts it into docs/writing-a-driver.md."""
     assert taken((ROOT / "docs/writing-a-driver.md").read_text()) == states()
