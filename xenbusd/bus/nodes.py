@@ -1,6 +1,6 @@
 """Typed node values: what a key's bytes may be, both ways. Pure.
 
-Source: the key tables of section 4 of the field survey; xen/include/public/io/*.h.
+Source: xen/include/public/io/*.h; the keys of each class stand in its driver's README.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Two rules:
 2. Whether a connection has ended, and why, is decided by `backend_end_reason` and `frontend_end_reason`, from one
    reading of the store, and nowhere else. They count no events: watches coalesce, so any jump may be seen (T2).
 
-Source: xen/include/public/io/xenbus.h (enum xenbus_state); the rules T1-T58 of the field survey.
+Source: xen/include/public/io/xenbus.h (enum xenbus_state); the rules T1 to T58 in docs/rules.md.
 """
 
 from __future__ import annotations

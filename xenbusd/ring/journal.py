@@ -14,7 +14,7 @@ all is published. Anything else is not ours, and the ring is not trusted.
 
 The journal lies in memory that outlives the process: a file on /run. It need not outlive the host; the guests do not.
 
-Source: B.4 of the reliability reference, for the case of answers in order.
+Why, and what it costs, is decision D3 in docs/decisions.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every rule of the field survey that the bus must keep has a test that names it."""
+"""Every rule of docs/rules.md that the bus must keep has a test that names it."""
 
 from __future__ import annotations
 

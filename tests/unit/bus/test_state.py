@@ -93,7 +93,7 @@ def test_staying_is_always_allowed(side: Side, state: State) -> None:
     ],
 )
 def test_the_ways_that_are_walked_are_legal(side: Side, path: tuple[int, ...]) -> None:
-    """Every start-up and close-down of the field survey's section 4.5."""
+    """Every trace in docs/rules.md, of connecting and of closing."""
     for old, new in pairwise(path):
         assert may_switch(side, State(old), State(new)), f"{old} -> {new}"
 
