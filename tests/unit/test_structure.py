@@ -22,7 +22,6 @@ MACHINE_TESTS = {"bus", "cli", "host", "store", "vbd", "vtpm"}
 LINES_MAX = 400
 STILL_LONG = {
     "xenbusd/bus/device.py",
-    "xenbusd/testing/conformance.py",
     "tests/machine/bus/test_queues.py",
     "tests/properties/handshake_world.py",
     "tests/properties/test_handshake.py",
