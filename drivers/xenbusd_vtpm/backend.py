@@ -10,6 +10,7 @@ from xenbusd.api import (
     BackendDevice,
     Devid,
     Directories,
+    Finding,
     OtherendError,
     Seen,
     State,
@@ -65,7 +66,7 @@ class VtpmBackend(Backend, device_class="vtpm"):
             return True if seen.own is State.CLOSING else None
 
         switching = asyncio.create_task(tpm.switch_on(resume=dev.adopted), name="vtpm start")
-        closing = asyncio.create_task(dev.until(closes, "its TPM to start"), name="vtpm end")
+        closing = asyncio.create_task(dev.until(closes, Finding("the TPM", "has not started")), name="vtpm end")
         try:
             await asyncio.wait({switching, closing}, return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -7,6 +7,7 @@ from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import Any
 
 from xenbusd.bus.backend_life import BackendLife
+from xenbusd.bus.finding import Finding, not_hotplugged, not_offered
 from xenbusd.bus.handle import Handle
 from xenbusd.bus.handover import AFTER_CLEAN_STOP, JournalPolicy
 from xenbusd.bus.link import BackLink, Rings
@@ -64,7 +65,7 @@ class BackendDevice(Handle):
         device = self._device
         await self._show_init_wait()
         await device.hotplug.add(variables)  # not before InitWait is there to be seen (T19)
-        await device.until(self._offered, "")
+        await device.until(self._offered)
 
     async def _show_init_wait(self) -> None:
         """Hold InitWait for libxl, which polls for exactly that, where no script of its would hold it (T19)."""
@@ -73,19 +74,17 @@ class BackendDevice(Handle):
             return
         device.hotplug.hold_init_wait = False
         with suppress(OtherendTimeout):
-            await device.until(device.check, "libxl to see InitWait", deadline_s=INIT_WAIT_S)
+            unseen = Finding("libxl", "may not have seen InitWait")
+            await device.until(device.check, unseen, deadline_s=INIT_WAIT_S)
 
     def _offered(self, seen: Seen) -> bool | None:
         device = self._device
         device.check(seen)
         if not device.hotplug.is_done(seen):
-            status = seen.hotplug_status or "not there"
-            device.waiting_for = f"the hotplug script to report (hotplug-status is {status})"
+            device.waiting_for = not_hotplugged(device.hotplug.script, seen.hotplug_status)
             return None
         if seen.otherend not in OFFERED:
-            device.waiting_for = (
-                f"the frontend in domain {self.otherend.domid} to offer its ring (its state is {seen.otherend.title})"
-            )
+            device.waiting_for = not_offered(self.otherend.domid, seen.otherend)
             return None
         return True
 

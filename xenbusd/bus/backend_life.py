@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 
 from xenbusd.bus.counters import Measure
 from xenbusd.bus.device import Device
+from xenbusd.bus.finding import NOT_REMOVED, Finding, end
 from xenbusd.bus.handover import forget
 from xenbusd.bus.hotplug_step import HotplugStep
 from xenbusd.bus.otherend import read_all
@@ -100,7 +101,7 @@ class BackendLife(Device):
             try:
                 await self.until(
                     lambda seen: True if seen.otherend not in ACTIVE or self.is_not_ours(seen) else None,
-                    f"the frontend in domain {self.otherend.domid} to close",
+                    Finding(end(Side.FRONTEND, self.otherend.domid), "has not closed"),
                     deadline_s=CLOSE_S,
                 )
             except OtherendTimeout as late:
@@ -125,8 +126,9 @@ class BackendLife(Device):
             begins = seen.otherend is State.INITIALISING and (self.connection.otherend_moved or not failed)
             return True if begins else None
 
+        idle = Finding(end(Side.FRONTEND, self.otherend.domid), "has not begun again, nor was the device removed")
         while True:
-            if await self.until(step, "the frontend to begin again, or the toolstack to remove the device"):
+            if await self.until(step, idle):
                 return True
             if self.stopping or self.is_not_ours(self.seen):
                 return False
@@ -136,7 +138,7 @@ class BackendLife(Device):
             await self.hotplug.remove()
             if self.id.backend_domid != DOM0:
                 await self._remove()
-            await self.until(self._toolstack_moves, "the toolstack to remove the directory")
+            await self.until(self._toolstack_moves, NOT_REMOVED)
 
     def _toolstack_moves(self, seen: Seen) -> bool | None:
         """Whether the toolstack has done more than remove us: it may want us back, or write its 5 only now (T52)."""

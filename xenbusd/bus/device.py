@@ -23,6 +23,7 @@ from typing import Any, ClassVar, TypeVar
 
 from xenbusd.bus import error_node
 from xenbusd.bus.counters import Counters, Measure
+from xenbusd.bus.finding import Finding
 from xenbusd.bus.nodes import Value, encode
 from xenbusd.bus.otherend import Directory, Otherend
 from xenbusd.bus.paths import DeviceId
@@ -84,8 +85,10 @@ class Device(ABC):
         self.connection = Connection()
         self.stopping = False
         """The daemon stops; leave in order."""
-        self.waiting_for = ""
-        """Who must move next, in words."""
+        self.waiting_for: Finding | None = None
+        """What has not happened yet; None while the device waits for nothing in particular."""
+        self.condition: Callable[[], Iterable[Finding]] = tuple
+        """What its driver knows; see `Driver.condition`."""
         self.on_wake: set[Callable[[], None]] = set()
         """Called at each wake: by waiters, and by links that wait for their ring as well."""
         self.run_paths: set[str] = set()
@@ -179,7 +182,9 @@ class Device(ABC):
         self.seen = seen
         return seen
 
-    async def until(self, step: Callable[[Seen], T | None], waiting_for: str, *, deadline_s: float | None = None) -> T:
+    async def until(
+        self, step: Callable[[Seen], T | None], waiting_for: Finding | None = None, *, deadline_s: float | None = None
+    ) -> T:
         """See `Handle.until`."""
         self.waiting_for = waiting_for
         try:
@@ -193,9 +198,10 @@ class Device(ABC):
                             return answer
                         await dirty.wait()
         except TimeoutError:
-            raise OtherendTimeout(f"waited {deadline_s:g} s for {waiting_for}") from None
+            why = f"{waiting_for.who} {waiting_for.what}" if waiting_for is not None else "nothing has happened"
+            raise OtherendTimeout(f"{why} after {deadline_s:g} s") from None
         finally:
-            self.waiting_for = ""
+            self.waiting_for = None
 
     def check(self, seen: Seen) -> None:
         """See `Handle.check`."""
@@ -210,7 +216,7 @@ class Device(ABC):
         """See `Handle.until_ended`."""
         try:
             while True:
-                await self.follow(await self.until(self._otherend_closes, ""))
+                await self.follow(await self.until(self._otherend_closes))
         except ConnectionEnded as ended:
             return str(ended)
 

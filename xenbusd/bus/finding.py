@@ -69,6 +69,10 @@ def not_hotplugged(script: str | None, status: str | None) -> Finding:
     return Finding(name, f"has not reported (hotplug-status is {status or 'not there'})")
 
 
+NOT_REMOVED = Finding("the toolstack", "has not removed the device's directory")
+"""A device that has closed for good."""
+
+
 def not_at(side: Side, domid: Domid, state: State) -> Finding:
     """An end that is not, or not yet, at the state that comes next."""
     return Finding(end(side, domid), f"has not switched to {state.title}")

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
+from xenbusd.bus.finding import Finding, end, not_at
 from xenbusd.bus.frontend_life import FrontendLife
 from xenbusd.bus.handle import Handle
 from xenbusd.bus.link import FrontLink, Rings
@@ -13,7 +14,7 @@ from xenbusd.bus.nodes import Value, keys
 from xenbusd.bus.offers import AnyFormat, keys_to_remove, offer_keys
 from xenbusd.bus.page import PageLink, share_page
 from xenbusd.bus.shared_rings import SharedRings
-from xenbusd.bus.state import Seen, State
+from xenbusd.bus.state import Seen, Side, State
 from xenbusd.ring.layout import Req, RingFormat, Rsp
 
 _BACKEND_BEGINS = (State.INITIALISING, State.INIT_WAIT)
@@ -31,7 +32,7 @@ class FrontendDevice(Handle):
         Raises:
             ConnectionEnded: the device goes away meanwhile.
         """
-        await self._until_backend_is((State.INIT_WAIT,), "to advertise (InitWait)")
+        await self._until_backend_is((State.INIT_WAIT,), not_at(Side.BACKEND, self.otherend.domid, State.INIT_WAIT))
 
     @asynccontextmanager
     async def offer(
@@ -103,7 +104,7 @@ class FrontendDevice(Handle):
         """
         device = self._device
         if self.seen.otherend not in _BACKEND_BEGINS:  # what it shows is left from the last connection
-            await self._until_backend_is(_BACKEND_BEGINS, "to begin again")
+            await self._until_backend_is(_BACKEND_BEGINS, self._backend("has not begun again"))
         with ExitStack() as stack:
             shared = SharedRings(self, device, stack)
             rings, offer = shared.share(formats, queues, order or 0, beside, split_ports=split_ports)
@@ -128,7 +129,7 @@ class FrontendDevice(Handle):
             GrantError, EventChannelError: no page or port to be had.
             ConnectionEnded: the backend closes instead.
         """
-        await self._until_backend_is(_BACKEND_BEGINS, "to begin")
+        await self._until_backend_is(_BACKEND_BEGINS, self._backend("has not begun"))
         link, offer = share_page(self, self._device)
         try:
             await self._publish({"ring-ref": offer.grefs[0], "event-channel": offer.port, **keys(requested)}, ())
@@ -140,9 +141,12 @@ class FrontendDevice(Handle):
         """Write the offer, switch to Initialised, and wait for the backend to accept it."""
         self._device.timeline.record("frontend", "write ring/channel details")
         await self._device.switch(State.INITIALISED, offered, remove=remove)
-        await self._until_backend_is((State.CONNECTED,), "to connect")
+        await self._until_backend_is((State.CONNECTED,), not_at(Side.BACKEND, self.otherend.domid, State.CONNECTED))
 
-    async def _until_backend_is(self, states: Sequence[State], doing: str) -> None:
+    def _backend(self, what: str) -> Finding:
+        return Finding(end(Side.BACKEND, self.otherend.domid), what)
+
+    async def _until_backend_is(self, states: Sequence[State], waiting_for: Finding) -> None:
         """Wait for one of some states of the backend's.
 
         Raises:
@@ -153,7 +157,7 @@ class FrontendDevice(Handle):
             self.check(seen)
             return True if seen.otherend in states else None
 
-        await self.until(step, f"the backend in domain {self.otherend.domid} {doing}")
+        await self.until(step, waiting_for)
 
     async def connected(self) -> None:
         """Switch to Connected: the device can be used.

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from xenbusd.bus.counters import Measure
 from xenbusd.bus.device import Device
+from xenbusd.bus.finding import NOT_REMOVED, Finding, not_at
 from xenbusd.bus.otherend import read_all
 from xenbusd.bus.paths import DeviceId
 from xenbusd.bus.services import Services
@@ -94,11 +95,12 @@ class FrontendLife(Device):
             pause = BACK_OFF_S[min(self.attempts + failed, len(BACK_OFF_S) - 1)]
             self.attempts += 1
             try:
-                await self.until(self._no_more, "a moment, before trying again", deadline_s=pause)
+                pausing = Finding("this frontend", f"pauses for {pause:g} s before it tries again")
+                await self.until(self._no_more, pausing, deadline_s=pause)
             except OtherendTimeout:
                 await self.switch(State.INITIALISING)
                 return True
-        await self.until(self._gone_or_back, "the toolstack to remove the directory")
+        await self.until(self._gone_or_back, NOT_REMOVED)
         if self.stopping or self.is_not_ours(self.seen):
             return False
         await self.switch(State.INITIALISING)
@@ -118,6 +120,6 @@ class FrontendLife(Device):
             return True if arrived or (not seen.online and seen.otherend is State.INITIALISING) else None
 
         try:
-            await self.until(step, f"the backend to show {state.title}", deadline_s=CLOSE_S)
+            await self.until(step, not_at(Side.BACKEND, self.otherend.domid, state), deadline_s=CLOSE_S)
         except OtherendTimeout as late:
             self.log.warning("otherend.late", reason=str(late))

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TypeVar
 
 from xenbusd.bus.device import Device
+from xenbusd.bus.finding import Finding
 from xenbusd.bus.nodes import Value, encode, keys
 from xenbusd.bus.state import Seen, State, parse_state
 from xenbusd.errors import ConnectionEnded, NodeNotFound
@@ -76,12 +77,14 @@ class Handle:
         """Read what the store says of both ends at this moment."""
         return await self._device.observe()
 
-    async def until(self, step: Callable[[Seen], T | None], waiting_for: str, *, deadline_s: float | None = None) -> T:
+    async def until(
+        self, step: Callable[[Seen], T | None], waiting_for: Finding | None = None, *, deadline_s: float | None = None
+    ) -> T:
         """Observe the store now and after each change, until `step` returns something.
 
         Args:
             step: a predicate on one observation; may raise ConnectionEnded (see `check`).
-            waiting_for: who must move, in words for an administrator.
+            waiting_for: what has not happened yet, for an administrator, as in Finding("the TPM", "has not started").
             deadline_s: seconds; None waits for as long as it takes.
 
         Raises:

@@ -44,7 +44,8 @@ class HotplugStep:
         self._timeline = timeline
         self._log = log
         self._report = report
-        self._script: str | None = None
+        self.script: str | None = None
+        """The device's script, whoever runs it; None: it has none."""
         self._is_ours = False
         self._variables = NO_VARIABLES
         self.remove_is_owed = False
@@ -56,7 +57,7 @@ class HotplugStep:
     async def read(self) -> None:
         """Read which script the device has, and whether libxl manages the device and so runs it (T25)."""
         script, managed = await read_all(self._store, self._path + "/script", self._id.libxl_path + "/backend")
-        self._script = None if script is None else script.decode("utf-8", "replace")
+        self.script = None if script is None else script.decode("utf-8", "replace")
         self._is_ours = script is not None and managed is None and self._runner is not None
         self.hold_init_wait = script is None and managed is not None
 
@@ -67,7 +68,7 @@ class HotplugStep:
 
     def is_done(self, seen: Seen) -> bool:
         """Whether the device may connect: the gate is open, or there is none (T21, T22)."""
-        return seen.gate_open or (self._script is None and seen.hotplug_status is None)
+        return seen.gate_open or (self.script is None and seen.hotplug_status is None)
 
     async def add(self, variables: Mapping[str, str] = NO_VARIABLES) -> None:
         """Run the `add` script, if it is ours, once in the device's life. A failure is reported and leaves the gate
@@ -76,13 +77,13 @@ class HotplugStep:
         Args:
             variables: more for the script's environment; `remove` gets them again.
         """
-        if self.remove_is_owed or not self._is_ours or self._script is None or self._runner is None:
+        if self.remove_is_owed or not self._is_ours or self.script is None or self._runner is None:
             return
         self.remove_is_owed = True
         self._variables = dict(variables)
         self._timeline.record("hotplug", "start")
         try:
-            await self._run(self._script, "add")
+            await self._run(self.script, "add")
         except HotplugError as error:
             self._timeline.record("hotplug", "error")
             self._log.error("hotplug.failed", error=str(error))
@@ -93,11 +94,11 @@ class HotplugStep:
 
     async def remove(self) -> None:
         """Run the `remove` script that is owed, then remove `hotplug-status`: our toolstack waits for that (T23)."""
-        if not self.remove_is_owed or self._script is None or self._runner is None:
+        if not self.remove_is_owed or self.script is None or self._runner is None:
             return
         self.remove_is_owed = False
         try:
-            await self._run(self._script, "remove")
+            await self._run(self.script, "remove")
         except HotplugError as error:  # a failure on remove is logged and ignored (T25)
             self._log.warning("hotplug.failed", error=str(error))
         self._timeline.record("hotplug", "remove")

@@ -52,6 +52,7 @@ class Supervisor:
 
     def start(self, dev: AnyDevice, driver: Driver[Any]) -> None:
         """Give a device its task."""
+        dev.condition = driver.condition
         task = asyncio.create_task(self._live(dev, driver), name=dev.id.log_name)
         self._tasks[dev] = task
         task.add_done_callback(lambda _: self._forget(dev))

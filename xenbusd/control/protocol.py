@@ -70,8 +70,8 @@ _REQUESTS: tuple[type[Request], ...] = (ListRequest, ShowRequest, TimelineReques
 class DeviceSummary(Record):
     """One end of a device, in short.
 
-    `state` and `otherend_state` are titles as in Xen's headers ("InitWait"); `waiting_for` says in words who must move
-    next, and is empty if nobody must. `counters` stand beside the other keys on the wire, by their own names.
+    `state` and `otherend_state` are titles as in Xen's headers ("InitWait"); `waiting_for` says in words what has not
+    happened yet, and is empty if nothing is waited for. `counters` stand beside the other keys on the wire, by name.
     """
 
     device: str
@@ -82,17 +82,28 @@ class DeviceSummary(Record):
     counters: Mapping[str, int] = flat()
 
 
+@dataclass(frozen=True)
+class FindingRecord(Record):
+    """One `xenbusd.bus.finding.Finding`."""
+
+    who: str
+    what: str
+    todo: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class DeviceDetails(DeviceSummary):
     """The same with both directories in the store, and what the rings say while the device is connected.
 
     `histograms` has the driver's, by name, if it declares any: `bounds`, `counts` (one more than bounds) and `total`.
+    `findings` are what the driver knows of why the device is not in use as it should be, if it knows something.
     """
 
     path: str
     otherend_path: str
     ring: Mapping[str, Any]
     histograms: Mapping[str, Any] | None = optional()
+    findings: tuple[FindingRecord, ...] | None = optional()
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from xenbusd.bus.device import Device
+from xenbusd.bus.finding import Finding
 from xenbusd.bus.paths import DeviceId, parse_name
 from xenbusd.bus.services import Services
 from xenbusd.bus.state import Side
@@ -20,6 +21,7 @@ from xenbusd.control.protocol import (
     DeviceSummary,
     DeviceTimeline,
     Event,
+    FindingRecord,
     TimelineEntry,
 )
 from xenbusd.errors import UsageError
@@ -93,6 +95,7 @@ class OwnDevices:
                     otherend_path=dev.otherend.path,
                     ring=ring,
                     histograms=_histograms(dev),
+                    findings=_findings(dev),
                 )
         return None
 
@@ -123,6 +126,14 @@ class OwnDevices:
             listeners.discard(listener)
 
 
+def _findings(dev: Device) -> tuple[FindingRecord, ...] | None:
+    try:
+        found = list(dev.condition())
+    except Exception as error:  # a third party's: it must not take the daemon's other answers along
+        found = [Finding("the driver", f"cannot say how it is: {error!r}")]
+    return tuple(FindingRecord(finding.who, finding.what, finding.todo) for finding in found) or None
+
+
 def _histograms(dev: Device) -> dict[str, Any] | None:
     shown = {name: asdict(histogram) for name, histogram in dev.counters.snapshot().histograms.items()}
     return shown or None
@@ -134,6 +145,6 @@ def _summary(dev: Device) -> dict[str, Any]:
         "side": dev.side.value,
         "state": dev.seen.own.title,
         "otherend_state": dev.seen.otherend.title,
-        "waiting_for": dev.waiting_for,
+        "waiting_for": str(dev.waiting_for or ""),
         "counters": dict(dev.counters),
     }

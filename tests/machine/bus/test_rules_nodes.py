@@ -228,7 +228,7 @@ async def test_t08_a_state_written_again_is_a_signal(machine: Machine) -> None:
 
             await dev.advertise()
             async with dev.connect(RING):
-                await dev.until(look, "")
+                await dev.until(look)
 
     await machine.start(DOM0, Looker)
     peer = Peer(await machine.start(GUEST), machine.id("looker"))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.doubles.control_daemon import ID, FakeDaemon, services_of
+from xenbusd.bus.finding import Finding
 from xenbusd.bus.state import Seen, State
 from xenbusd.control.protocol import Event
 from xenbusd.control.provider import OwnDevices
@@ -48,7 +49,7 @@ async def test_the_status_of_each_device(daemon: FakeDaemon, provider: OwnDevice
     dev = daemon.add()
     daemon.add(OTHER)
     dev.seen = Seen(State.INIT_WAIT, State.INITIALISING, True, "")
-    dev.waiting_for = "the hotplug script to report"
+    dev.waiting_for = Finding("the hotplug script", "has not reported", "wait")
     dev.counters["requests"] = 7
     first, second = (await provider.status()).devices
     assert (first.device, second.device) == ("vbd/3/51712", "vbd/4/0")
@@ -57,7 +58,7 @@ async def test_the_status_of_each_device(daemon: FakeDaemon, provider: OwnDevice
         "side": "backend",
         "state": "InitWait",
         "otherend_state": "Initialising",
-        "waiting_for": "the hotplug script to report",
+        "waiting_for": "the hotplug script has not reported; wait",
         "requests": 7,
         "bytes": 0,
         "errors": 0,
@@ -76,6 +77,24 @@ async def test_details_of_one(daemon: FakeDaemon, provider: OwnDevices) -> None:
     shown = await provider.details("vbd/3/51712")
     assert shown is not None
     assert shown.ring == {"port": 9, "req_prod": 4}
+
+
+async def test_findings_of_its_driver(daemon: FakeDaemon, provider: OwnDevices) -> None:
+    """They are there if the driver has some; one that fails says so, and nothing else is lost by it."""
+    dev = daemon.add()
+    shown = await provider.details("vbd/3/51712")
+    assert shown is not None
+    assert "findings" not in shown.to_json()
+    dev.condition = lambda: [Finding("the tape drive", "is empty", "put a reel in")]
+    shown = await provider.details("vbd/3/51712")
+    assert shown is not None
+    assert shown.to_json()["findings"] == [{"who": "the tape drive", "what": "is empty", "todo": "put a reel in"}]
+    dev.condition = lambda: 1 / 0  # type: ignore[assignment,return-value]
+    shown = await provider.details("vbd/3/51712")
+    assert shown is not None
+    assert shown.path == ID.backend_path
+    assert shown.findings is not None
+    assert "ZeroDivisionError" in shown.findings[0].what
 
 
 @pytest.mark.parametrize("name", ["vbd/3/1", "", "x" * 1000])
