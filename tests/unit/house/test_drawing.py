@@ -78,12 +78,13 @@ def test_no_import_leads_back() -> None:
 
 def test_the_drawing_in_the_architecture_is_the_tree_s() -> None:
     """Its rooms and its arrows. After a change of either, `make picture` puts it into docs/architecture.md."""
-    assert shape(taken((ROOT / "docs/architecture.md").read_text())) == shape(drawing(read(ROOT)))
+    shown = shape(taken((ROOT / "docs/architecture.md").read_text()))
+    assert shown == shape(drawing(read(ROOT))), "the modules' imports have changed: make picture"
 
 
 def test_the_table_of_states_in_the_guide_is_the_code_s() -> None:
     """After a change of TRANSITIONS, `make picture` puts it into docs/writing-a-driver.md."""
-    assert taken((ROOT / "docs/writing-a-driver.md").read_text()) == states()
+    assert taken((ROOT / "docs/writing-a-driver.md").read_text()) == states(), "TRANSITIONS has changed: make picture"
 
 
 def test_each_step_stands_in_the_table_of_states() -> None:
