@@ -166,7 +166,7 @@ async def release(config: Config, kernel_bus: KernelBus | None = None) -> str:
         What was done, as a sentence.
 
     Raises:
-        UsageError: a daemon is still there, or the kernel cannot be told.
+        UsageError: a daemon still runs, or the kernel's switch cannot be written.
         DriverError, StoreLost: the kernel binds new devices again, but existing ones could not be handed over.
     """
     bus = kernel_bus or KernelBus()

@@ -23,6 +23,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from xenbusd.bus.driver import Backend, Driver
+from xenbusd.bus.services import NO_VARIABLES
 from xenbusd.errors import HotplugError, LocalProtocolError
 from xenbusd.ids import DeviceClass, Devid, Domid
 from xenbusd.process.child import Child, child_environ
@@ -35,13 +36,11 @@ TIMEOUT_S = 40.0
 """libxl's limit (LIBXL_HOTPLUG_TIMEOUT)."""
 
 SHIPPED_DIR = shipped_dir("hotplug")
-"""Our own scripts: where a bare name is looked for in the second place; `xenbusctl attach` needs no installation."""
+"""The folder of our own scripts, searched for a bare name after `scripts_dir`: `xenbusctl attach` works uninstalled."""
 
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
 """The statuses a shell gives when it cannot run a command."""
-
-NO_VARIABLES: Mapping[str, str] = {}
 
 
 class ScriptRunner:
@@ -83,8 +82,8 @@ class ScriptRunner:
     ) -> None:
         """Run a script to its end.
 
-        On cancellation the script's process group is killed before the cancellation goes on. A script that leaves a
-        process behind must give it an output of its own: ours is closed when the script ends.
+        On cancellation the script's process group is killed before the cancellation is passed on. A script that leaves
+        a process behind must give it an output of its own: ours is closed when the script ends.
 
         Args:
             script: an absolute path, or a bare name in `scripts_dir`.

@@ -12,7 +12,7 @@ What the other end wrote is hostile here too: every value is cut at 128 bytes an
 before any format sees it. Lines that the other end can bring about at will are rate-limited for each device (XSA-180):
 warnings about it (`otherend.*`), and each line whose writer says so with `by_otherend=True`, a key that is not printed.
 
-Which events there are, and when each is written, stands in `xenbusd.events`.
+`xenbusd.events` lists all events, and says when each is written.
 
 structlog is imported at the first use, because xenbusctl, which logs nothing, should start fast.
 """
@@ -268,7 +268,7 @@ class RateLimit:
 
 
 class _Limit:
-    """Processor: drop lines that the other end brings about too often, and tell later how many those were (XSA-180).
+    """Processor: drop lines that the other end brings about too often, and report later how many those were (XSA-180).
 
     It counts warnings whose event starts with "otherend.", and lines marked with `by_otherend=True`, by device and
     event. The next line of the kind that passes carries `suppressed=N`; so does the device's `device.closed`, for all

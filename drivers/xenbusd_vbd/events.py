@@ -2,7 +2,7 @@
 
 EVENTS = {
     "disk.failed": "A disk in use cannot do what was asked of it in the store: resume, or become smaller.",
-    "disk.grown": "The disk has more sectors than before, and the other end is told.",
+    "disk.grown": "The disk has more sectors than before, and the other end was notified.",
     "disk.limited": "The limits of requests and bytes in a second have changed; 0 is no limit.",
     "disk.paused": "Requests wait, and the image is closed, until the disk is resumed.",
     "disk.resumed": "The image is open again, and requests are served.",

@@ -29,7 +29,7 @@ STATUS = DaemonStatus(side="backend", domid=0, host="xen", pid=7, uptime_s=1.5, 
 def services_of(run_dir: Path) -> Services:
     """What devices share, none of which is asked."""
     return Services(
-        store=cast("Any", SimpleNamespace(connected=True)),
+        store=cast("Any", SimpleNamespace(connected=True, reconnects=0, strays=0)),
         host=cast("Any", SimpleNamespace(name="sim:/run/host")),
         ports=Ports(cast("Any", None)),
         domid=DOM0,

@@ -136,7 +136,7 @@ async def test_store_socket_is_told(script: Script, tmp_path: Path) -> None:
 
 
 async def test_bare_name_is_looked_up(runner: ScriptRunner, script: Script, tmp_path: Path) -> None:
-    """A name without a slash is a file in the scripts folder, and the script is told its whole path."""
+    """A name without a slash is a file in the scripts folder, and the script gets its whole path."""
     path = script("env > environ", name="block-mine")
     await runner.run("block-mine", "add", backend_path=VBD, device_class="vbd")
     assert shown(tmp_path / "environ")["script"] == path
@@ -158,7 +158,7 @@ async def test_failure_carries_status_and_output(runner: ScriptRunner, script: S
 
 
 async def test_a_script_that_dies_by_a_signal(runner: ScriptRunner, script: Script) -> None:
-    """A signal is told as a negative status."""
+    """A signal is reported as a negative status."""
     with pytest.raises(HotplugError) as caught:
         await runner.run(script("kill -TERM $$"), "add", backend_path=VBD, device_class="vbd")
     assert caught.value.status == -signal.SIGTERM

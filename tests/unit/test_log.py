@@ -229,7 +229,7 @@ class Clock:
 
 
 def test_bucket_admits_a_burst_then_drops() -> None:
-    """Ten at once, then none until a tenth of the period has passed; the count of what was dropped is told once."""
+    """Ten at once, then none until a tenth of the period has passed; the number of dropped lines is reported once."""
     clock = Clock()
     limit = log.RateLimit(10, 60.0, clock=clock)
     assert [limit.admit("k") for _ in range(13)] == [0] * 10 + [None] * 3
@@ -259,7 +259,7 @@ def test_memory_of_the_limit_is_bounded() -> None:
 
 
 def test_warnings_about_a_peer_are_limited(capsys: pytest.CaptureFixture[str]) -> None:
-    """XSA-180: a hostile peer gets ten lines a minute, and its device's last line tells how many were swallowed."""
+    """XSA-180: a hostile peer gets ten lines a minute, and its device's last line says how many were dropped."""
     log.setup("journal")
     bad, good = log.get(device="vbd-1-51712"), log.get(device="vbd-2-51712")
     for n in range(1000):

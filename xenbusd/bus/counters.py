@@ -13,8 +13,8 @@ and counted on the data path, in what each link has of its own: `link.counters["
 dict, `link.histograms["batch"].add(count)` a bisection. A driver that has no link at hand counts in `dev.counters` and
 `dev.histograms`. A name that was not declared is a KeyError.
 
-`dev.counters` shows the sums over the device and all its queues; they go on over reconnects. Whoever exports them takes
-a `Snapshot`, of the device or of one queue. What format they are exported in is no business of drivers.
+`dev.counters` shows the sums over the device and all its queues; they are kept over reconnects. A `Snapshot`, of the
+device or of one queue, is what is exported; drivers need not know in which format.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The bus has one for what it waits for at the moment, the toolstack derives one from the store alone, and a driver adds
 what only it knows: from both ends' nodes (`Backend.explain`) or from a living device (`Driver.condition`). Sentences
-that several of them need stand here, so that all of them say the same.
+that several of them need are defined here, so that all of them say the same.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Finding:
 
 class Nodes(NamedTuple):
     """Both directories of a device pair as they were read at one moment: for each key, relative to its directory, the
-    bytes that stand there. The other end's may be anything."""
+    bytes of its value. The frontend's may be anything."""
 
     backend: Mapping[str, bytes]
     frontend: Mapping[str, bytes]

@@ -26,7 +26,7 @@ class DeviceId:
     """One device pair: a class, the two domains, and a number.
 
     Its name, `str(id)`, is "vbd/3/51712", or "vbd/3/51712@7" if its backend is in domain 7 rather than in domain 0. The
-    two are different devices only to whoever sees several backend domains: a frontend domain has one of each number.
+    frontend domain has only one of the two: a class and a number are unique there.
     """
 
     device_class: DeviceClass
@@ -118,7 +118,7 @@ def parse_name(name: str) -> DeviceId:
 
 
 def check_class(name: str) -> DeviceClass:
-    """Return a device class's name, or raise an error that says what one looks like.
+    """Return a device class's name, or raise an error that says how to write one.
 
     Raises:
         UsageError

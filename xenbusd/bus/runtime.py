@@ -4,9 +4,9 @@ A `Runtime` is used by the daemon, by each process of `xenbusd.testing`, and by 
 a store session, a host interface and its settings; it makes what the devices share (`Services`), one `Scan` for each
 driver, and the task that follows the lives of other domains.
 
-It takes part of a machine for granted at most: other processes may serve other devices of the same class, and the run
-directory may be shared with them (`owns_run_dir`). Signals, readiness, the control socket and arbiter mode are the
-daemon's.
+It never assumes that it serves all devices of the machine: other processes may serve other devices of the same class
+(`is_ours`), and may have files in the same run directory (`owns_run_dir`). Signals, readiness, the control socket and
+arbiter mode belong to the daemon.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Runtime:
         domid: our own domain.
         log: where the devices' lines go.
         run_dir: the directory for drivers' sockets and rings' journals; it exists.
-        owns_run_dir: no other process has files for these device classes there, so that journals of devices that are
-            gone may be removed.
+        owns_run_dir: no other process keeps journals of these device classes there, so those of devices that are gone
+            may be removed.
         options: each class's table of the configuration file.
         hotplug: runs hotplug scripts; None where another program does.
         is_ours: asked of each device before it is started; None: all that the store shows are ours.

@@ -108,7 +108,11 @@ class DeviceDetails(DeviceSummary):
 
 @dataclass(frozen=True)
 class DaemonStatus(Record):
-    """A daemon and its devices, in order of appearance. `uptime_s` is in seconds, to the millisecond."""
+    """A daemon and its devices, in order of appearance. `uptime_s` is in seconds, to the millisecond.
+
+    `store_reconnects` counts connections to the store after the first, `store_strays` its answers and events that
+    nothing had asked for; both are left out while they are 0.
+    """
 
     side: str
     domid: int
@@ -117,6 +121,8 @@ class DaemonStatus(Record):
     uptime_s: float
     store_connected: bool
     devices: tuple[DeviceSummary, ...] = ()
+    store_reconnects: int | None = optional()
+    store_strays: int | None = optional()
 
 
 @dataclass(frozen=True)

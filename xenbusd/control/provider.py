@@ -82,6 +82,8 @@ class OwnDevices:
             uptime_s=round(time.monotonic() - self._started, 3),
             store_connected=self._services.store.connected,
             devices=tuple(DeviceSummary(**_summary(dev)) for dev in self._daemon.devices),
+            store_reconnects=self._services.store.reconnects or None,
+            store_strays=self._services.store.strays or None,
         )
 
     async def details(self, device: str) -> DeviceDetails | None:

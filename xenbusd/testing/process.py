@@ -37,7 +37,7 @@ class Process:
         drivers: what it runs.
         run_dir: the directory for its drivers' sockets and journals.
         options: each class's table of the configuration file.
-        hotplug: runs hotplug scripts; None: nobody in this process does.
+        hotplug: runs hotplug scripts; None: this process runs none.
         faults: the errors to inject into its calls.
     """
 
@@ -59,10 +59,10 @@ class Process:
         )
         if faults is not None:
             faults.on_cut = self._cut
-        door: Host = host if faults is None else FaultyHost(host, faults)
+        interface: Host = host if faults is None else FaultyHost(host, faults)
         self.runtime = Runtime(
             self.store,
-            door,
+            interface,
             drivers,
             domid=host.domid,
             log=log.get().bind(domain=host.domid),
@@ -113,7 +113,7 @@ class Process:
         self.runtime.start()
 
     async def settle(self) -> None:
-        """Let its devices react to all that stands in the store now.
+        """Let its devices react to all that is in the store now.
 
         For showing that something does *not* happen. It asks the store in its own session, where an event comes
         before each later answer, as often as any reaction has steps. It does not wait for work in a thread.
@@ -123,7 +123,7 @@ class Process:
             await asyncio.sleep(0)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Let its devices react until something holds that only this process knows, and no node tells.
+        """Let its devices react until a condition holds that only this process knows, as no node shows it.
 
         Raises:
             AssertionError: it never does.

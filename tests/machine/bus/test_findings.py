@@ -49,7 +49,7 @@ async def nodes_of(machine: Machine, path: str) -> dict[str, bytes]:
 
 
 async def test_bus_and_toolstack_say_the_same(machine: Machine, echo: Half) -> None:
-    """Of a frontend that has not begun, the daemon and the store tell in the same words."""
+    """Of a frontend that has not begun, the daemon and the toolstack speak in the same words."""
     await echo.backend(State.INIT_WAIT)
     await echo.back.settle()
     expected = not_offered(GUEST, State.INITIALISING)

@@ -88,7 +88,7 @@ async def test_a_runtime_leaves_the_journals_of_others_alone(machine: Machine) -
 
 
 async def test_a_runtime_that_stops_leaves_the_other_s_devices_connected(machine: Machine) -> None:
-    """And the one that follows it goes on with the rings that it left."""
+    """And the one that follows it adopts the rings that it left."""
     run_dir = machine.folder / "shared"
     run_dir.mkdir()
     guests = [await machine.start(domid, EchoFrontend) for domid in GUESTS]

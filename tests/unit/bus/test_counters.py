@@ -40,7 +40,7 @@ def test_queues_add_up() -> None:
 
 
 def test_a_queue_counts_on_over_a_reconnect() -> None:
-    """The queue of the same number goes on where the last one stopped."""
+    """The queue of the same number continues where the last one stopped."""
     counters = Counters()
     counters.queue(0).counts["requests"] += 5
     counters.queue(0).counts["requests"] += 1

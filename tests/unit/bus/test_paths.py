@@ -23,7 +23,7 @@ SERVED_BY_7 = DeviceId(VBD, Domid(3), Devid(51712), Domid(7))
 
 
 def test_names_of_a_device() -> None:
-    """One for commands, which tells of a backend outside dom0; one for the log, which is Linux' bus id."""
+    """One for commands, which shows a backend outside dom0; one for the log, which is Linux' bus id."""
     assert str(XVDA) == "vbd/3/51712"
     assert str(SERVED_BY_7) == "vbd/3/51712@7"
     assert XVDA.log_name == SERVED_BY_7.log_name == "vbd-3-51712"
@@ -51,7 +51,7 @@ def test_error_nodes_stand_in_each_ends_own_domain() -> None:
 
 
 def test_libxls_own_note_of_a_device() -> None:
-    """T25: where it stands, libxl runs the scripts."""
+    """T25: if it is there, libxl runs the scripts."""
     assert XVDA.libxl_path == "/libxl/3/device/vbd/51712"
 
 

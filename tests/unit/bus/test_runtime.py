@@ -95,7 +95,7 @@ async def test_without_drivers_only_event_channels_are_served(events: int) -> No
 
 
 async def test_an_error_that_ends_a_scan_is_raised(events: int) -> None:
-    """By `failed`, for a daemon to end; and by `stop`, for whoever did not wait."""
+    """By `failed`, for a daemon to end; and by `stop`, for a caller that did not wait."""
     store = FakeStore()
     store.error = RuntimeError("a bug")
     it = runtime(store, events, Probe)

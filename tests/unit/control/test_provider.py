@@ -44,6 +44,14 @@ async def test_the_status_of_the_daemon(provider: OwnDevices) -> None:
     }
 
 
+async def test_the_status_tells_of_trouble_with_the_store(daemon: FakeDaemon, provider: OwnDevices) -> None:
+    """Once it had to connect again, or got packets that it had not asked for."""
+    daemon.services.store.reconnects = 2
+    known = (await provider.status()).to_json()
+    assert known["store_reconnects"] == 2
+    assert "store_strays" not in known
+
+
 async def test_the_status_of_each_device(daemon: FakeDaemon, provider: OwnDevices) -> None:
     """Its states, what it waits for, and its counters, in the order in which they appeared."""
     dev = daemon.add()
