@@ -181,6 +181,7 @@ async def test_add_refuses(tools: Tools, image: Path, tmp_path: Path, params: st
         (fcntl.LOCK_SH, "w", False),
         (fcntl.LOCK_SH, "r", True),
         (fcntl.LOCK_EX, "w!", True),
+        (fcntl.LOCK_EX, "r!", True),
     ],
 )
 async def test_an_image_in_use_is_refused(tools: Tools, image: Path, held: int, mode: str, free: bool) -> None:
