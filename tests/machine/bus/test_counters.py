@@ -10,7 +10,6 @@ import pytest
 
 from tests.doubles.echo import GUEST, say
 from xenbusd.api import Backend, BackendDevice, BackLink, Counter, Histogram
-from xenbusd.bus.backend import BackendDevice as Device
 from xenbusd.bus.counters import HistogramSnapshot
 from xenbusd.control.provider import OwnDevices
 from xenbusd.ids import DOM0
@@ -60,7 +59,7 @@ async def test_a_driver_counts_what_it_declares(machine: Machine, logged: list[d
     length = HistogramSnapshot(bounds=(2, 4, 8), counts=(1, 0, 1, 1), total=17)
     assert dev.counters.snapshot().histograms == dev.counters.snapshot(queue=0).histograms == {"length": length}
 
-    daemon = cast("Any", SimpleNamespace(devices=[dev], side=Device.side))
+    daemon = cast("Any", SimpleNamespace(devices=[dev], side=CountingBackend.side))
     shown = await OwnDevices(daemon, back.services, DOM0).details(str(id))
     assert shown is not None
     told = shown.to_json()
