@@ -8,6 +8,8 @@ Which loop a coroutine test runs on is decided here and nowhere else:
 * Every other coroutine test uses the loop through that code only. It runs once, on one of the two, chosen by its name:
   half of them on each loop, and the same test always on the same one.
 * A test of one loop alone says `@pytest.mark.asyncio(loop_factories=["asyncio"])`.
+
+Decision: D51.
 """
 
 from __future__ import annotations

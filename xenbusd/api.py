@@ -2,6 +2,8 @@
 
 A driver is two classes, one for each end, in a package of its own, named by entry points of the group
 `xenbusd.drivers`. `xenbusd_echo` is the template.
+
+Decision: D43.
 """
 
 from xenbusd.bus.backend import BackendDevice

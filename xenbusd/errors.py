@@ -20,6 +20,8 @@ XenbusdError                      .context has further facts for the log line
 ├── ResourceError(text, errno)    the host: a disk image or a TPM cannot be had           this device closes
 ├── DriverError                   an installed package: no driver, two for one class, wrong API version
 └── UsageError                    the user: a command or a file asks for the impossible   exit status 2
+
+Decision: D60.
 """
 
 from __future__ import annotations

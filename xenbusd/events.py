@@ -3,6 +3,8 @@
 A name is "<subject>.<what happened to it>". Names are part of what xenbusd promises: filters and alerts can rely on
 them. A driver lists its own in `events.py` of its package. A test compares these lists with the code, both ways, and
 with docs/events.md.
+
+Decision: D53.
 """
 
 EVENTS = {

@@ -2,6 +2,8 @@
 
 Drivers are entry points of the group `xenbusd.drivers`, named "<device class>.<side>". Where Linux has a backend for a
 class as well, both can serve in one domain; `Claims` is the one place that decides whose a device is.
+
+Decisions: D47, D18.
 """
 
 from __future__ import annotations

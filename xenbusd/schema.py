@@ -10,6 +10,8 @@ parameters of one command. Its checks turn each value as it was written into the
     options = OPTIONS.read({"cache": "none"}, "[drivers.vbd]")  # {"queues": 4, "cache": "none"}
 
 A mistake is a UsageError such as "[drivers.vbd] queue: unknown key; did you mean queues?".
+
+Decision: D54.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The vbd backend: serves an image as a disk. The keys are in this package's README."""
+"""The vbd backend: serves an image as a disk. The keys are in this package's README.
+
+Decision: D16.
+"""
 
 from __future__ import annotations
 

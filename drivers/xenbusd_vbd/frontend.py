@@ -1,5 +1,8 @@
 """The vbd frontend: a disk for this domain's programs, as an NBD export on a UNIX socket, and at /dev/nbdN where the
-kernel has the nbd module. The keys and options are in this package's README."""
+kernel has the nbd module. The keys and options are in this package's README.
+
+Decision: D33.
+"""
 
 from __future__ import annotations
 

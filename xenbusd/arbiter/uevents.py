@@ -1,6 +1,7 @@
 """Events of the kernel's devices, from netlink: a hint that something has happened on the bus of backend devices.
 
 Source: linux/netlink.h (NETLINK_KOBJECT_UEVENT); Linux, lib/kobject_uevent.c.
+Decision: D17.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The backend's end of a device: what a backend driver calls, in the order of the 2006 paper's event diagram."""
+"""The backend's end of a device: what a backend driver calls, in the order of the 2006 paper's event diagram.
+
+Decision: D63.
+"""
 
 from __future__ import annotations
 

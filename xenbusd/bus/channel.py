@@ -11,6 +11,8 @@ good: a hostile peer cannot wake us again.
 
 Several rings may sit on one channel (vif without split event channels), or each ring on one of its own. A channel knows
 neither device nor store; everything here happens on the event loop, and nothing blocks.
+
+Decision: D52.
 """
 
 from __future__ import annotations

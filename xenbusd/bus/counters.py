@@ -15,6 +15,8 @@ dict, `link.histograms["batch"].add(count)` a bisection. A driver that has no li
 
 `dev.counters` shows the sums over the device and all its queues; they are kept over reconnects. A `Snapshot`, of the
 device or of one queue, is what is exported; drivers need not know in which format.
+
+Decision: D58.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""A driver: one class for each end, with one coroutine to write, and declarations about its class of devices."""
+"""A driver: one class for each end, with one coroutine to write, and declarations about its class of devices.
+
+Decision: D18.
+"""
 
 from __future__ import annotations
 

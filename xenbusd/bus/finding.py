@@ -3,6 +3,8 @@
 The bus has one for what it waits for at the moment, the toolstack derives one from the store alone, and a driver adds
 what only it knows: from both ends' nodes (`Backend.explain`) or from a living device (`Driver.condition`). Sentences
 that several of them need are defined here, so that all of them say the same.
+
+Decision: D59.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""A frontend's device in the hands of the supervisor: how it appears, closes, and tries again."""
+"""A frontend's device in the hands of the supervisor: how it appears, closes, and tries again.
+
+Decision: D4.
+"""
 
 from __future__ import annotations
 

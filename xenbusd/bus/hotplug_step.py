@@ -2,6 +2,8 @@
 
 A script is run by exactly one party (T25): libxl runs those of the devices that it manages; `add` is run at most once
 in a device's life, also over reconnects and restarts of the daemon, and then `remove` is owed.
+
+Decision: D6.
 """
 
 from __future__ import annotations

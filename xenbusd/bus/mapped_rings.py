@@ -2,6 +2,8 @@
 
 Nothing here is visible to anybody else: what is written to the store comes later, and answers are put into a ring only
 by the driver or by `BackLink`. Each step that succeeds is undone by the stack that is handed in.
+
+Decision: D8.
 """
 
 from __future__ import annotations

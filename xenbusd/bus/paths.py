@@ -1,6 +1,7 @@
 """The names of a device pair, and where its directories are in the store. Pure.
 
 Source: docs/misc/xenstore-paths.pandoc; interop with libxl: libxl_device.c (libxl__device_generic_add).
+Decision: D46.
 """
 
 from __future__ import annotations

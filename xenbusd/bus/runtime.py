@@ -7,6 +7,8 @@ driver, and the task that follows the lives of other domains.
 It never assumes that it serves all devices of the machine: other processes may serve other devices of the same class
 (`is_ours`), and may have files in the same run directory (`owns_run_dir`). Signals, readiness, the control socket and
 arbiter mode belong to the daemon.
+
+Decision: D45.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Watches one device class and starts a task for each device that appears. One watch for a whole class (T13)."""
+"""Watches one device class and starts a task for each device that appears. One watch for a whole class (T13).
+
+Decision: D7.
+"""
 
 from __future__ import annotations
 

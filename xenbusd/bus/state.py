@@ -7,6 +7,7 @@ Two rules:
    reading of the store, and nowhere else. They count no events: watches coalesce, so any jump may be seen (T2).
 
 Source: xen/include/public/io/xenbus.h (enum xenbus_state); the rules T1 to T58 in docs/rules.md.
+Decision: D1.
 """
 
 from __future__ import annotations

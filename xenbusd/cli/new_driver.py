@@ -1,4 +1,7 @@
-"""`xenbusctl new-driver`: writes a package with both ends of a new driver, its tests and its README."""
+"""`xenbusctl new-driver`: writes a package with both ends of a new driver, its tests and its README.
+
+Decision: D30.
+"""
 
 from __future__ import annotations
 

@@ -11,6 +11,8 @@ one side closes the connection. Every other request has one reply, and a connect
 
 Versions. A request may have a key "version"; without it, it is of version 1. Both sides ignore keys that they do not
 know, so that keys can be added within a version; a version is raised when a key is removed or changes its meaning.
+
+Decision: D50.
 """
 
 from __future__ import annotations

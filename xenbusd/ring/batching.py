@@ -11,6 +11,8 @@ such trial that brings nothing doubles the number of batches until the next one.
 
 Waiting means polling: the caller calls `BackRing.poll` while `worth_waiting` says so. `ring.polling` uses the same poll
 for another decision: whether to poll an empty ring before sleeping, once every answer is published.
+
+Decision: D36.
 """
 
 from __future__ import annotations

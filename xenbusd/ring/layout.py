@@ -7,6 +7,7 @@ response overwrites it, so requests and responses have one stride.
 too much, spells it out in place, and tests hold it to these two.
 
 Source: xen/include/public/io/ring.h (DEFINE_RING_TYPES, __RING_SIZE, RING_PUSH_*_AND_CHECK_NOTIFY).
+Decision: D62.
 """
 
 from __future__ import annotations

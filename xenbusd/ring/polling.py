@@ -11,6 +11,8 @@ The policy as a whole, which `BackLink` carries out for a driver that asks: `lin
 * not while requests are under way, for their end will wake us; nor for rings that share a port;
 * unmask the port first, since the next request need not wait for that;
 * after `ROUNDS_MAX` successful polls in a row, control returns to the event loop.
+
+Decisions: D35, D48.
 """
 
 from __future__ import annotations

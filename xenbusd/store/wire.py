@@ -5,6 +5,7 @@ not know are added. pyxs's `Packet` class is used by neither end, because it cou
 
 Source: xen/include/public/io/xs_wire.h (struct xsd_sockmsg, enum xsd_sockmsg_type, xsd_errors),
 docs/misc/xenstore.txt.
+Decision: D11.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@
 
 pytest runs each check of `xenbusd.testing.checks` on a simulated machine. Write `use`, too: without it they only see
 that the pair connects, not that it works.
+
+Decision: D27.
 """
 
 from __future__ import annotations

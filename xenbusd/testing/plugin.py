@@ -1,4 +1,7 @@
-"""pytest fixtures for drivers' tests. In a package's pyproject.toml: `addopts = ["-p", "xenbusd.testing.plugin"]`."""
+"""pytest fixtures for drivers' tests. In a package's pyproject.toml: `addopts = ["-p", "xenbusd.testing.plugin"]`.
+
+Decision: D29.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 """A machine for one check of a driver pair: the pair under test, a backend daemon, and an honest neighbour pair that
-must not notice any of it. At its end, `Trial.nothing_left` finds what the pair has left behind."""
+must not notice any of it. At its end, `Trial.nothing_left` finds what the pair has left behind.
+
+Decision: D28.
+"""
 
 from __future__ import annotations
 

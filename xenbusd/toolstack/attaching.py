@@ -1,6 +1,7 @@
 """Making a device pair, as libxl does.
 
 Source: tools/libs/light/libxl_device.c (libxl__device_generic_add).
+Decision: D5.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ descriptors in another page name. Most requests are plain. On an image in memory
 take a single system call; to go through a request, a job, the pages and the engine would cost ten times as much. So
 this is the one place where a slot is parsed, checked, carried out and answered in one loop. Any other request is left
 to the slow path, in BlockServer.
+
+Decision: D37.
 """
 
 from __future__ import annotations

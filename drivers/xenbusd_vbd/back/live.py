@@ -2,6 +2,8 @@
 
 The toolstack writes keys into the backend's directory (`LIVE`), and each change takes effect at once. The keys stay
 there, so that the next daemon finds them.
+
+Decisions: D15, D41.
 """
 
 from __future__ import annotations

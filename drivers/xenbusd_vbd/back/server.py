@@ -6,6 +6,8 @@ the jobs' answers in the order of the ring. The fast path is open only while no 
 is kept.
 
 Answers are published in batches, see `xenbusd.ring.batching`.
+
+Decisions: D10, D42.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""How many data pages a disk shares, and how large a request they allow. Pure."""
+"""How many data pages a disk shares, and how large a request they allow. Pure.
+
+Decision: D31.
+"""
 
 from __future__ import annotations
 

@@ -6,6 +6,8 @@ new rings before anything newer does, as blkfront does after a migration.
 All rings, one for each queue of the device, take from one line of waiting requests, the one with most room first.
 Nothing is promised of the order between two requests under way, so a flush may go through any ring: the writes that it
 covers were answered before.
+
+Decision: D32.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ page cache can answer. The others go in one batch to a worker thread, which is s
 back to the event loop in batches. The worker does its jobs in order, so a flush covers every write submitted before it.
 
 A sector size of 4096 inside needs nothing here: the page cache reads, modifies and writes whole blocks (T35).
+
+Decision: D9.
 """
 
 from __future__ import annotations

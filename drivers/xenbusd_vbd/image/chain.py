@@ -5,6 +5,7 @@ tenant can name any file of the host, and a backing file without a stated format
 that leads to other files is served only if the configuration allows it, and only if each of them has a stated format.
 
 Source: qemu-img(1), info; ImageInfo in qapi/block-core.json of QEMU.
+Decision: D24.
 """
 
 from __future__ import annotations

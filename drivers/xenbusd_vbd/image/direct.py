@@ -2,6 +2,8 @@
 
 A transfer that is not aligned to the image's blocks goes through the page cache, which reads, modifies and writes whole
 blocks (T35). Nothing else is under way meanwhile: a block that is written both ways at once could lose sectors.
+
+Decisions: D13, D14.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ guessed from an image's contents (XSA-258).
 
 hotplug/block-xenbusd reads the same language in shell, because a Python interpreter takes longer to start than the
 whole script: tests/doubles/targets.py is a table that the tests run through both.
+
+Decisions: D26, D49.
 """
 
 from __future__ import annotations

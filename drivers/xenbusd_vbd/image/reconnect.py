@@ -3,6 +3,8 @@
 A new connection first writes again, one by one because they may overlap, what the previous server had answered and may
 have lost with its memory (see `unflushed`). Only then its owner may use it, to send again what was not answered. While
 there is no server, attempts go on with growing pauses; after OUTAGE_S the owner is told to let nobody wait longer.
+
+Decision: D23.
 """
 
 from __future__ import annotations

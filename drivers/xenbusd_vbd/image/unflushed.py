@@ -2,6 +2,8 @@
 
 A server may keep in its own memory what it has answered: qemu-nbd does so with the tables of a qcow2 image, and a write
 whose table entry dies with the process is lost. The guest has not crashed and will not write again, so the daemon does.
+
+Decision: D22.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The NBD handshake, fixed newstyle, from the server's side. Pure: no I/O here.
 
 Source: doc/proto.md of the NetworkBlockDevice/nbd repository, "Handshake", "Option types", "Option reply types".
+Decision: D25.
 """
 
 from __future__ import annotations

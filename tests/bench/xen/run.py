@@ -4,6 +4,8 @@
 
 The host is booted under emulation, so that figures count as ratios between backends, never by themselves. The exit
 status is 0 if every expectation that could be judged was met.
+
+Decision: D40.
 """
 
 from __future__ import annotations

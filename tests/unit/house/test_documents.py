@@ -1,4 +1,4 @@
-"""The documents agree with the code, with each other, and with the Makefile."""
+"""The documents agree with the code, with each other, and with the Makefile (D56, D57)."""
 
 from __future__ import annotations
 

@@ -112,6 +112,12 @@ def test_each_decision_has_a_date_and_a_reason() -> None:
     assert [number for number, _, why in sections if not re.match(r"\*20\d\d-\d\d-\d\d\.\* \S", why)] == []
 
 
+def test_each_decision_is_cited_where_it_governs() -> None:
+    """Whoever reads the code is led to the reason: each decision is cited in code, in a test, or in pyproject.toml."""
+    cited = citations((*CODE, "tests")).keys() | set(NUMBER.findall((ROOT / "pyproject.toml").read_text()))
+    assert [number for number in DECISIONS if number not in cited] == []
+
+
 def test_no_code_cites_a_rule_that_asks_nothing_of_it() -> None:
     """A row without tests is about something else on the host; once code cites it, it wants a test."""
     idle = {rule.number for rule in RULES if rule.tests == NOTHING_TO_KEEP}

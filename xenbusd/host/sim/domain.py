@@ -1,6 +1,7 @@
 """The broker's books on one domain: what it has granted, and the ports it has open.
 
 Source: xen/common/grant_table.c and event_channel.c, for what is allowed and what follows from what.
+Decision: D12.
 """
 
 from __future__ import annotations
