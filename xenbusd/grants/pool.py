@@ -4,8 +4,6 @@ A request takes as many pages as it needs, side by side, from one pool. So a few
 large ones, where an area for each slot, as large as the largest request, would need many times as many; and a guest has
 only 1024 pages for all of its devices (T65). The first free run that is long enough is taken, so that the backend,
 which may keep the pages mapped, sees few of them.
-
-Decision: D31.
 """
 
 from __future__ import annotations

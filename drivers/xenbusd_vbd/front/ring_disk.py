@@ -7,7 +7,7 @@ All rings, one for each queue of the device, take from one line of waiting reque
 Nothing is promised of the order between two requests under way, so a flush may go through any ring: the writes that it
 covers were answered before.
 
-Decision: D32.
+Decisions: D31, D32.
 """
 
 from __future__ import annotations
