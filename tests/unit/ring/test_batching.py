@@ -74,3 +74,8 @@ def test_never_more_than_the_most(sizes: list[int]) -> None:
     for size in sizes:
         assert not batch.worth_waiting(MOST)
         batch.published(size)
+
+
+def test_nothing_gathered_is_nothing_to_wait_for() -> None:
+    """Without answers to publish, whether to poll is not this policy's question."""
+    assert not BatchSize(MOST).worth_waiting(0)
