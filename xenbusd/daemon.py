@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import Any
@@ -30,6 +29,7 @@ from xenbusd.hotplug import ScriptRunner
 from xenbusd.ids import DOM0, DeviceClass, Domid
 from xenbusd.process import notify
 from xenbusd.process.descriptors import allow_many
+from xenbusd.process.listener import answers
 from xenbusd.registry import Claims
 from xenbusd.store.client import StoreClient
 
@@ -188,17 +188,6 @@ async def release(config: Config, kernel_bus: KernelBus | None = None) -> str:
     except TimeoutError:
         raise StoreLost(f"the store has not answered for {RELEASE_S:g} s; run this again when it does") from None
     return f"Linux binds new devices by itself again; handed over: {' '.join(handed) or 'nothing was left'}"
-
-
-def answers(path: str) -> bool:
-    """Whether a process listens on a UNIX socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1)
-        try:
-            probe.connect(path)
-        except OSError:
-            return False
-    return True
 
 
 def make_run_dir(path: str) -> str:

@@ -9,7 +9,6 @@ with machine(folder) as host:
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from xenbusd.errors import XenbusdError
+from xenbusd.process.listener import answers
 
 PATIENCE_S = 20.0
 """Seconds that a process may take to start, or to end."""
@@ -41,7 +41,7 @@ class ProcessMachine:
         self._stack = stack
 
     def start(self, name: str, *arguments: str, ready: str) -> subprocess.Popen[bytes]:
-        """Run `xenbusd ARGUMENTS`, with its log in NAME.log, and wait until the socket `ready` is there.
+        """Run `xenbusd ARGUMENTS`, with its log in NAME.log, and wait until it answers at the socket `ready`.
 
         Raises:
             XenbusdError: it ended instead, or takes too long; the message contains its log.
@@ -51,7 +51,7 @@ class ProcessMachine:
             child = subprocess.Popen([sys.executable, "-m", "xenbusd", *arguments], stdout=log, stderr=log)
         self._stack.callback(end, child)
         deadline = time.monotonic() + PATIENCE_S
-        while not os.path.exists(ready):
+        while not answers(ready):
             if child.poll() is not None or time.monotonic() > deadline:
                 raise XenbusdError(f"{name} did not start:\n{log_path.read_text(errors='replace')}")
             time.sleep(0.01)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from xenbusd.errors import UsageError
-from xenbusd.process.listener import Listener
+from xenbusd.process.listener import Listener, answers
 
 
 def listening(path: str) -> closing[Listener]:
@@ -76,3 +76,14 @@ def test_another_ones_socket_is_not_removed(tmp_path: Path) -> None:
     listener.close()
     listener.close()
     assert path.read_text() == "somebody else's"
+
+
+def test_a_socket_answers_once_its_owner_listens(tmp_path: Path) -> None:
+    """A bound socket whose owner does not listen yet, or does not listen any more, answers nobody."""
+    path = str(tmp_path / "control.sock")
+    assert not answers(path)
+    with closing(Listener(path)) as listener:
+        assert not answers(path)
+        listener.sock.listen()
+        assert answers(path)
+    assert not answers(path)
