@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from .drawing import counts, drawing, put
-from .modules import circles, read
+from .modules import circles, lines_of_tests, read
 from .states import states
 
 ROOT = Path(__file__).parents[2]
@@ -20,13 +20,17 @@ def main(arguments: list[str]) -> None:
     """Print counts, drawing, and circles if there are any; or put into the documents what they show."""
     if arguments == ["--write"]:
         modules = read(ROOT)
-        shown = {"architecture.md": f"{counts(modules)}\n\n{drawing(modules)}", "writing-a-driver.md": states()}
+        shown = {
+            "architecture.md": f"{counts(modules, lines_of_tests(ROOT))}\n\n{drawing(modules)}",
+            "writing-a-driver.md": states(),
+        }
         for name, text in shown.items():
             document = ROOT / "docs" / name
             document.write_text(put(document.read_text(), text))
         return
-    modules = read(Path(arguments[0]) if arguments else ROOT)
-    print(counts(modules), drawing(modules), sep="\n\n")
+    root = Path(arguments[0]) if arguments else ROOT
+    modules = read(root)
+    print(counts(modules, lines_of_tests(root)), drawing(modules), sep="\n\n")
     for circle in circles({name: module.imports for name, module in modules.items()}):
         print("\na circle:", *circle)
 

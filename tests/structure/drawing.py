@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 from .modules import Module, circles
@@ -17,14 +17,20 @@ BEGIN, END = "<!-- make picture: begin -->\n```text\n", "\n```\n<!-- make pictur
 Arrows = dict[str, set[str]]
 
 
-def counts(modules: Mapping[str, Module]) -> str:
-    """The figures that the design is held to, one a line."""
+def counts(modules: Mapping[str, Module], tests: Sequence[int]) -> str:
+    """The figures that the design is held to, one a line.
+
+    Args:
+        modules: those of the tree.
+        tests: the lines of each of its test files.
+    """
     lines = sorted(module.lines for module in modules.values())
     rooms = arrows(modules)
     rows = {
         "modules": len(modules),
         "lines in a module": f"median {median(lines):.0f}, at most {lines[-1]}",
         f"modules over {LONG} lines": sum(count > LONG for count in lines),
+        f"test files over {LONG} lines": f"{sum(count > LONG for count in tests)} of {len(tests)}",
         "arrows between modules": sum(len(module.imports) for module in modules.values()),
         "circles of modules": len(circles({name: module.imports for name, module in modules.items()})),
         "circles of rooms": len(circles(rooms)),
@@ -33,7 +39,7 @@ def counts(modules: Mapping[str, Module]) -> str:
         mine = {room for room in rooms if room.partition(".")[0] == floor and room != floor}
         inside = sum(len(rooms[room] & mine) for room in mine)
         rows[f"floor {floor}"] = f"{len(mine)} rooms, {inside} arrows"
-    return "\n".join(f"{name:24} {value}" for name, value in rows.items())
+    return "\n".join(f"{name:26} {value}" for name, value in rows.items())
 
 
 def drawing(modules: Mapping[str, Module]) -> str:

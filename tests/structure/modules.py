@@ -48,6 +48,11 @@ def read(root: Path) -> dict[str, Module]:
     return modules
 
 
+def lines_of_tests(root: Path) -> list[int]:
+    """The lines of each Python file below `root`/tests."""
+    return [len(path.read_text().splitlines()) for path in sorted((root / "tests").rglob("*.py"))]
+
+
 def circles(imports: Mapping[str, Iterable[str]]) -> list[list[str]]:
     """Groups of names that lead to each other: strongly connected components of more than one (Tarjan)."""
     number: dict[str, int] = {}
