@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
@@ -71,7 +71,9 @@ class FrontendDevice(Handle):
             GrantError, EventChannelError: no pages or ports to be had for all of them.
             ConnectionEnded: the backend closes instead.
         """
-        offering = self.offer_rings((format,), queues=queues, order=order, split_ports=False, beside=(), **requested)
+        offering = self.offer_rings(
+            (format,), queues=queues, order=order, split_ports=False, beside=(), left_out=(), **requested
+        )
         async with offering as rings:
             yield [links[0] for links in rings.queues]
 
@@ -84,6 +86,7 @@ class FrontendDevice(Handle):
         order: int | None = None,
         split_ports: bool = False,
         beside: Sequence[AnyFormat] = (),
+        left_out: Collection[AnyFormat] = (),
         **requested: Value,
     ) -> AsyncIterator[Rings[FrontLink[Any, Any]]]:
         """As `offer`, for a class whose queues have several rings each, with rings beside the queues: `start` each
@@ -95,7 +98,8 @@ class FrontendDevice(Handle):
             order: of each ring of a queue.
             split_ports: each ring of a queue has a port of its own, in the key that its format names; otherwise they
                 share one, in `event-channel`. Only if the backend has advertised that it can.
-            beside: what rings beside the queues carry, such as a control ring; only what the backend has advertised.
+            beside: what rings beside the queues carry, such as a control ring: all that the class knows.
+            left_out: those of `beside` that are not offered, because the backend has not advertised them.
             requested: more keys of our directory, in the same transaction.
 
         Raises:
@@ -107,7 +111,7 @@ class FrontendDevice(Handle):
             await self._until_backend_is(_BACKEND_BEGINS, self._backend("has not begun again"))
         with ExitStack() as stack:
             shared = SharedRings(self, device, stack)
-            rings, offer = shared.share(formats, queues, order or 0, beside, split_ports=split_ports)
+            rings, offer = shared.share(formats, queues, order or 0, beside, left_out, split_ports=split_ports)
             device.details = rings.describe
             stack.callback(setattr, device, "details", None)
             offered = {**keys(requested), **offer_keys(formats, order, beside, offer)}

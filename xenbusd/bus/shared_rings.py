@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -32,7 +32,14 @@ class SharedRings:
         self._stack = stack
 
     def share(
-        self, formats: Sequence[AnyFormat], queues: int, order: int, beside: Sequence[AnyFormat], *, split_ports: bool
+        self,
+        formats: Sequence[AnyFormat],
+        queues: int,
+        order: int,
+        beside: Sequence[AnyFormat],
+        left_out: Collection[AnyFormat],
+        *,
+        split_ports: bool,
     ) -> tuple[Rings[AnyLink], Offer]:
         """Make all rings and their ports.
 
@@ -41,6 +48,7 @@ class SharedRings:
             queues: how many.
             order: log2 of the pages of each of their rings.
             beside: of rings beside the queues.
+            left_out: those of `beside` that are not made.
             split_ports: each ring of a queue has a port of its own; otherwise all share one.
 
         Raises:
@@ -57,10 +65,10 @@ class SharedRings:
                 queue.append(self._share_ring(format, order, counters.queue(number), shared))
             links.append(tuple(link for link, _ in queue))
             offers.append(QueueOffer([offer for _, offer in queue], is_shared))
-        extra = [self._share_ring(format, 0, counters.own) for format in beside]
+        extra = [None if format in left_out else self._share_ring(format, 0, counters.own) for format in beside]
         names = [format.name for format in formats], [format.name for format in beside]
-        rings = Rings(links, [link for link, _ in extra], *names)
-        return rings, Offer(offers, [offer for _, offer in extra])
+        rings = Rings(links, [each and each[0] for each in extra], *names)
+        return rings, Offer(offers, [each and each[1] for each in extra])
 
     def _share_ring(
         self, format: AnyFormat, order: int, tally: Tally, shared: Channel | None = None
