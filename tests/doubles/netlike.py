@@ -4,6 +4,7 @@ a control ring beside them. Its backend has a step of its own before the hotplug
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 from xenbusd.api import (
     Backend,
@@ -29,12 +30,15 @@ CTRL = RingFormat(SLOT.size, Line, Line, ref="ctrl-ring-ref", port="event-channe
 class NetlikeBackend(Backend, device_class="netlike"):
     """Answer each line with the name of its ring before it."""
 
+    made: ClassVar[set[str]] = set()
+    """The interfaces that the step before the script has made."""
+
     async def run(self, dev: BackendDevice) -> None:
         """Make an interface before the script runs, then serve all rings by drains."""
         await dev.advertise(run_script=False, multi_queue_max_queues=2, feature_split_event_channels=1)
         name = f"nl{dev.otherend.domid}.{dev.id.devid}"
         if not dev.adopted:
-            await dev.own.store.write(f"{dev.own.path}/made", name)
+            self.made.add(name)
         await dev.run_script(vif=name)
         async with dev.connect_rings((TX, RX), max_queues=2, beside=(CTRL,), journal=InOrder()) as rings:
             for number, (tx, rx) in enumerate(rings.queues):

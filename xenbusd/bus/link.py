@@ -69,7 +69,7 @@ class Link(Generic[AnyRing]):
         """Of this queue."""
         self.notify = channel.notify
         """Wake the other end."""
-        self.channel = channel
+        self._channel = channel
         self._device = device
         self._slot_bytes = slot_bytes
         self._release = release
@@ -91,7 +91,7 @@ class Link(Generic[AnyRing]):
                 `dev.until_ended`.
         """
         self._drain = drain
-        self.channel.attach(self._turn)
+        self._channel.attach(self._turn)
 
     async def serve(self, drain: Callable[[], bool | None]) -> str:
         """Start, and wait for as long as the connection lasts: for a device of one ring.
@@ -117,12 +117,12 @@ class Link(Generic[AnyRing]):
         before = self.ring.taken
         more = drain()
         if self.ring.taken != before:
-            self.channel.found_work()
+            self._channel.found_work()
         return bool(more)
 
     def describe(self) -> dict[str, object]:
         """Ring indices and port, for `show`."""
-        return {"port": self.channel.port, "ring_slots": self.ring.size, **self.ring.indices()}
+        return {"port": self._channel.port, "ring_slots": self.ring.size, **self.ring.indices()}
 
     def close(self) -> None:
         """Close the channel, then give the ring's pages back. Idempotent."""
@@ -130,7 +130,7 @@ class Link(Generic[AnyRing]):
             return
         self._open = False
         self._drain = None
-        self.channel.close()
+        self._channel.close()
         self.ring.release()
         self._release()
 
@@ -175,7 +175,7 @@ class BackLink(Link[BackRing], Generic[Req, Rsp]):
         """Drain, poll for more as long as that pays, and sleep only if the ring is still empty after that."""
         if self._drain_once():
             return True
-        poll, channel, ring = self._poll, self.channel, self.ring
+        poll, channel, ring = self._poll, self._channel, self.ring
         if (
             poll is not None
             and channel.is_only_active
@@ -202,7 +202,7 @@ class BackLink(Link[BackRing], Generic[Req, Rsp]):
 
     async def __aiter__(self) -> AsyncIterator[Req]:
         """Yield the requests in order, and end when the connection has ended."""
-        self.channel.listen(self._wake.set)
+        self._channel.listen(self._wake.set)
         self._device.on_wake.add(self._store_changed)
         self._woken_by_store = True
         while True:
@@ -210,13 +210,13 @@ class BackLink(Link[BackRing], Generic[Req, Rsp]):
             if self._woken_by_store and await self._has_ended():
                 return
             if self._fill():
-                self.channel.found_work()
+                self._channel.found_work()
                 while self._inbox:
                     yield self._inbox.popleft()
                 self.publish()
                 await asyncio.sleep(0)  # other devices have their turn
             elif self.ring.rest():
-                self.channel.unmask()
+                self._channel.unmask()
                 await self._wake.wait()
 
     def _store_changed(self) -> None:

@@ -70,15 +70,19 @@ class MappedRings:
         return Rings(queues, extra, *names)
 
     async def _map_queue(self, formats: Sequence[AnyFormat], queue: QueueOffer, tally: Tally) -> list[AnyLink]:
-        links: list[AnyLink] = []
-        for format, ring in zip(formats, queue.rings, strict=True):
-            shared = links[0].channel if queue.is_shared and links else None
-            links.append(await self._map_ring(format, ring, tally, shared))
-        return links
+        shared: list[Channel] | None = [] if queue.is_shared else None
+        return [
+            await self._map_ring(format, ring, tally, shared) for format, ring in zip(formats, queue.rings, strict=True)
+        ]
 
     async def _map_ring(
-        self, format: AnyFormat, offer: RingOffer, tally: Tally, shared: Channel | None = None
+        self, format: AnyFormat, offer: RingOffer, tally: Tally, shared: list[Channel] | None = None
     ) -> AnyLink:
+        """Map one ring.
+
+        Args:
+            shared: the channel of the queue's rings, once the first of them has it; None: each has its own.
+        """
         device = self._device
         host, domid = device.services.host, device.otherend.domid
         handover = Handover(journal_path(device.services.run_dir, device.id.log_name, len(self._opened)))
@@ -86,12 +90,14 @@ class MappedRings:
         mapping = await asyncio.to_thread(host.grants.map, domid, offer.grefs)
         with ExitStack() as undo:
             undo.callback(mapping.unmap)
-            port = shared.port if shared is not None else self._bind(offer.port, undo)
+            port = shared[0].port if shared else self._bind(offer.port, undo)
             adopted = device.connection.adopted
             journal = self._journal(handover, identity(offer.grefs, offer.port), len(offer.grefs), format.slot_bytes)
             ring = BackRing(mapping.view, format.slot_bytes, attach=adopted, journal=journal)
             undo.pop_all()
-        channel = shared or Channel(device.services.ports, port, tally, device.fail)
+        channel = shared[0] if shared else Channel(device.services.ports, port, tally, device.fail)
+        if shared == []:
+            shared.append(channel)
         link = BackLink(self._dev, device, ring, channel, host.grants, format, mapping.unmap)
         self._stack.callback(link.close)
         self._opened.append((link, handover))

@@ -60,8 +60,8 @@ class SharedRings:
         counters = self._device.counters
         for number in range(queues):
             queue: list[tuple[AnyLink, RingOffer]] = []
+            shared: list[Channel] | None = [] if is_shared else None
             for format in formats:
-                shared = queue[0][0].channel if is_shared and queue else None
                 queue.append(self._share_ring(format, order, counters.queue(number), shared))
             links.append(tuple(link for link, _ in queue))
             offers.append(QueueOffer([offer for _, offer in queue], is_shared))
@@ -71,17 +71,19 @@ class SharedRings:
         return rings, Offer(offers, [each and each[1] for each in extra])
 
     def _share_ring(
-        self, format: AnyFormat, order: int, tally: Tally, shared: Channel | None = None
+        self, format: AnyFormat, order: int, tally: Tally, shared: list[Channel] | None = None
     ) -> tuple[AnyLink, RingOffer]:
         device = self._device
         host, domid = device.services.host, device.otherend.domid
         share = host.grants.share(domid, 1 << order)
         try:
-            port = shared.port if shared is not None else host.events.alloc_unbound(domid)
+            port = shared[0].port if shared else host.events.alloc_unbound(domid)
         except BaseException:
             share.unshare()
             raise
-        channel = shared or Channel(device.services.ports, port, tally, device.fail)
+        channel = shared[0] if shared else Channel(device.services.ports, port, tally, device.fail)
+        if shared == []:
+            shared.append(channel)
         ring = FrontRing(share.view, format.slot_bytes)
         link = FrontLink(self._dev, device, ring, channel, host.grants, format, share.unshare)
         self._stack.callback(link.close)

@@ -128,7 +128,7 @@ async def test_polling_is_opt_in() -> None:
 async def test_no_poll_on_a_shared_port() -> None:
     """The other ring's events would be late."""
     fixture = Fixture(BusyPoll())
-    fixture.link.channel.attach(lambda: False)
+    fixture.link._channel.attach(lambda: False)
     for _ in range(3):
         assert fixture.request(followed_by=1) == ["drain", "rest", "unmask"]
 
