@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from xenbusd.api import (
     Backend,
@@ -15,7 +15,9 @@ from xenbusd.api import (
     BackLink,
     Devid,
     Directories,
+    Finding,
     InOrder,
+    Nodes,
     Raw,
     UsageError,
     boolean,
@@ -82,6 +84,12 @@ class VbdBackend(Backend, device_class="vbd"):
     def live_keys(cls, parameters: Mapping[str, str]) -> dict[str, str]:
         """Accept iops=, bandwidth= and pause=."""
         return live_keys(parameters)
+
+    @classmethod
+    def explain(cls, nodes: Nodes) -> Iterator[Finding]:
+        """Say that the disk is paused: its requests wait for as long as that is so."""
+        if nodes.backend.get("paused") == b"1":
+            yield Finding("the disk", "is paused", "resume it with `xenbusctl resume`")
 
     async def run(self, dev: BackendDevice) -> None:
         """Serve one connection: open the image, connect, and serve until the frontend has closed."""

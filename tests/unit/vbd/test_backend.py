@@ -1,0 +1,20 @@
+"""xenbusd_vbd.backend: what the driver says of a disk, as far as its nodes tell."""
+
+from __future__ import annotations
+
+import pytest
+
+from xenbusd.api import Finding, Nodes
+from xenbusd_vbd.backend import VbdBackend
+
+
+def test_a_paused_disk_is_explained() -> None:
+    """Its requests wait until an administrator resumes it."""
+    (finding,) = VbdBackend.explain(Nodes({"paused": b"1", "state": b"4"}, {"state": b"4"}))
+    assert finding == Finding("the disk", "is paused", "resume it with `xenbusctl resume`")
+
+
+@pytest.mark.parametrize("backend", [{}, {"paused": b"0"}, {"paused": b"\xff"}, {"pause": b"1"}])
+def test_any_other_disk_is_not(backend: dict[str, bytes]) -> None:
+    """It was only asked to pause, or never was; the frontend's nodes say nothing of it."""
+    assert list(VbdBackend.explain(Nodes(backend, {"paused": b"1"}))) == []
