@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from xenbusd import toolstack
+from xenbusd.bus.finding import Finding
 from xenbusd.bus.paths import DeviceId, parse_name
 from xenbusd.bus.state import Side, State
 from xenbusd.cli.context import Context, json_too
@@ -82,7 +83,7 @@ def show(context: Context, device: str) -> None:
             daemon = {"unknown": f"{error}{_elsewhere(id)}"}
         nodes = {id.path(side): await _nodes(store, id.path(side)) for side in Side}
         known = {"device": str(id), **_as_json(pair), "waiting": _waiting(pair, id), "nodes": nodes, "daemon": daemon}
-        click.echo(json.dumps(known) if context.as_json else "\n".join(_outline(known)))
+        click.echo(json.dumps(known) if context.as_json else "\n".join(outline(known)))
 
     context.in_store(run)
 
@@ -92,12 +93,14 @@ def _elsewhere(id: DeviceId) -> str:
     return f"; its backend is in domain {id.backend_domid}: ask there" if id.backend_domid != DOM0 else ""
 
 
-def _outline(tree: Mapping[str, object], indent: str = "") -> Iterator[str]:
-    """A nested mapping as lines, without its empty values."""
+def outline(tree: Mapping[str, object], indent: str = "") -> Iterator[str]:
+    """A nested mapping as lines, without its empty values; a list of `findings` as a sentence for each."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield f"{indent}{key}:"
-            yield from _outline(value, indent + "  ")
+            yield from outline(value, indent + "  ")
+        elif key == "findings" and isinstance(value, list):
+            yield from (f"{indent}finding = {Finding(**each)}" for each in value)
         elif value not in (None, ""):
             yield f"{indent}{key} = {value}"
 
