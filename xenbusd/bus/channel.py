@@ -84,7 +84,7 @@ class Channel:
         self._ports.attach(self.port, self._delivered)
 
     def detach(self) -> None:
-        """Call nobody any more; a masked port stays masked. Idempotent."""
+        """Forget all turns and listeners; a masked port stays masked. Idempotent."""
         self._turns.clear()
         self._listeners.clear()
 

@@ -148,7 +148,7 @@ class Device(ABC):
 
     @abstractmethod
     async def observe(self) -> Seen:
-        """Read what the store says at this moment. Nothing is taken from events (T2)."""
+        """Read the nodes of a `Seen`, all at once. Nothing is taken from events (T2)."""
 
     @abstractmethod
     def end_reason(self, seen: Seen) -> str | None:

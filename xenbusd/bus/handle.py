@@ -61,8 +61,8 @@ class Handle:
         return self._device.seen
 
     def run_path(self, suffix: str) -> str:
-        """A path of this device's own in the run directory, such as /run/xenbusd/vbd-51712.sock; what stands there
-        when the device is gone is removed."""
+        """A path of this device's own in the run directory, such as /run/xenbusd/vbd-51712.sock; the file
+        there is removed when the device is gone."""
         return self._device.run_path(suffix)
 
     def state_dir(self, default: str) -> str:
@@ -76,7 +76,7 @@ class Handle:
         self._device.fail(error)
 
     async def observe(self) -> Seen:
-        """Read what the store says of both ends at this moment."""
+        """Read both ends' states and the other nodes of a `Seen`, all at once."""
         return await self._device.observe()
 
     async def until(

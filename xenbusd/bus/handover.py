@@ -177,8 +177,8 @@ class Handover:
 
 class PageNote:
     """The note beside a page that is no ring: whether the request in the page was taken. Its policy is the driver's:
-    whoever adopts a page whose request was taken knows that the request may have been carried out, in full, in part, or
-    not at all.
+    a daemon that adopts a page whose request was taken knows that the request may have been carried out, in full, in
+    part, or not at all.
 
     Args:
         path: the file, made if it is not there; `forget` removes it.

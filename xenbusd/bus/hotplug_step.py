@@ -1,4 +1,4 @@
-"""The hotplug step of a backend's device: whose script it is, whether it has run, and what is still owed.
+"""The hotplug step of a backend's device: who runs its script, whether `add` has run, and whether `remove` is owed.
 
 A script is run by exactly one party (T25): libxl runs those of the devices that it manages; `add` is run at most once
 in a device's life, also over reconnects and restarts of the daemon, and then `remove` is owed.

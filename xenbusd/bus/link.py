@@ -295,11 +295,11 @@ class FrontLink(Link[FrontRing], Generic[Req, Rsp]):
         return await answer
 
     async def closed(self) -> str:
-        """Answer `call`s for as long as the connection lasts; return why it is over."""
+        """Resolve `call`s for as long as the connection lasts; return why it has ended."""
         return await self.serve(self.answer)
 
     def answer(self) -> bool:
-        """Give `call`s the answers that have come: the drain for a frontend with several links."""
+        """Resolve `call`s whose answers have come: the drain of a frontend that starts several links."""
         run, count = self.ring.take()
         for start in range(0, count * self._slot_bytes, self._slot_bytes):
             try:
@@ -330,7 +330,7 @@ class FrontLink(Link[FrontRing], Generic[Req, Rsp]):
             if not answer.done():
                 answer.set_exception(gone)
         self._waiting.clear()
-        self._free = [0]  # whoever waits for room finds the link closed
+        self._free = [0]  # a call that waits for room finds the link closed
         while self._room:
             self._wake_next()
 
@@ -353,8 +353,8 @@ class Rings(Generic[AnyLink]):
 
     def describe(self) -> dict[str, object]:
         """Ring indices and ports, for `show`."""
-        told = [self._describe_queue(links) for links in self.queues]
-        top = told[0] if len(told) == 1 else {f"queue-{number}": queue for number, queue in enumerate(told)}
+        shown = [self._describe_queue(links) for links in self.queues]
+        top = shown[0] if len(shown) == 1 else {f"queue-{number}": queue for number, queue in enumerate(shown)}
         extra = zip(self.beside_names, self.beside, strict=True)
         return {**top, **{name: link.describe() for name, link in extra if link is not None}}
 

@@ -1,7 +1,7 @@
 """The rings of a backend: a frontend's offer, mapped and bound, each ring with its journal begun or adopted.
 
-Nothing here is visible to anybody else: what is written to the store comes later, and answers are put into a ring only
-by the driver or by `BackLink`. Each step that succeeds is undone by the stack that is handed in.
+Nothing here is visible to the frontend: the store is written later, and only the driver puts answers into a ring. The
+stack that is handed in undoes each step that succeeds.
 
 Decision: D8.
 """
@@ -50,7 +50,7 @@ class MappedRings:
         return [link for link, _ in self._opened]
 
     async def map(self, offer: Offer, formats: Sequence[AnyFormat], beside: Sequence[AnyFormat]) -> Rings[AnyLink]:
-        """Map what is offered, all or nothing.
+        """Map all rings of an offer, or none.
 
         Raises:
             GrantError, EventChannelError: Xen does not let us have what was offered.

@@ -76,14 +76,14 @@ class PageLink:
 
     @staticmethod
     def fence() -> None:
-        """Have the other end see what was stored before this no later than what is stored after it."""
+        """Order our stores: the other end sees those before the fence no later than those after it."""
         fence()
 
     async def serve(self, drain: Callable[[], bool]) -> str:
         """Call `drain` now and after each notification, for as long as the connection lasts.
 
         Args:
-            drain: reads whose turn it is and does what is to be done; returns whether there was something. Not a
+            drain: reads whose turn it is and does the work; returns whether there was any. Not a
                 coroutine. An error that it raises ends the connection and is raised here.
 
         Returns:

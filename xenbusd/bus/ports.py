@@ -10,7 +10,7 @@ from xenbusd.ids import Port
 
 
 class Ports:
-    """Calls a handler for each pending port. Unmasking it, once the work is done, is the handler's part (T61)."""
+    """Calls a handler for each pending port. The handler unmasks the port once the work is done (T61)."""
 
     def __init__(self, events: EventChannels) -> None:
         self.events = events

@@ -64,7 +64,7 @@ class Scan:
         return self.supervisor.devices
 
     async def run(self) -> None:
-        """Follow the class for ever."""
+        """Follow the class until cancelled."""
         watch = await self.services.store.watch(self.root, depth=self._depth, wake=self._wake.set)
         try:
             while True:

@@ -82,7 +82,7 @@ OFFERED = frozenset({State.INITIALISED, State.CONNECTED})
 """The frontend's ring is in the store: blkfront stops at 3, netfront goes to 4 at once (T40)."""
 
 ACTIVE = frozenset({State.INIT_WAIT, State.INITIALISED, State.CONNECTED, State.CLOSING, State.RECONFIGURING})
-"""A frontend in one of these will still close by itself; in any other, nobody is there to do it (T52)."""
+"""A frontend in one of these will still close by itself; in any other state, no frontend is there to do it (T52)."""
 
 
 def may_switch(side: Side, old: State, new: State) -> bool:
@@ -92,7 +92,7 @@ def may_switch(side: Side, old: State, new: State) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one look at the store saw. UNKNOWN stands for a node that is not there."""
+    """One observation of the store. UNKNOWN stands for an absent node."""
 
     own: State
     otherend: State
@@ -116,7 +116,7 @@ def backend_end_reason(seen: Seen, written: State) -> str | None:
     if own is State.UNKNOWN:
         return "removed"
     if own is State.INITIALISING and written is not State.INITIALISING:
-        return "replaced"  # the directory was removed and made anew between two looks
+        return "replaced"  # the directory was removed and made anew between two observations
     if otherend is State.UNKNOWN:
         return "the frontend is gone"
     if otherend is State.CLOSED:

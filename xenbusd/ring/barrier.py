@@ -1,7 +1,7 @@
 """The fence, and why there has to be one.
 
 x86 may let a load overtake an older store to another address, and CPython's interpreter is no obstacle to that:
-two processes that each store an index and then read the other's have been seen to both read the old one.
+two processes, each of which stores an index and then reads the other's, were observed to both read the old value.
 That is exactly how a ring goes to sleep: publish `rsp_prod`, then read `rsp_event`; set `req_event`, then read
 `req_prod` again. Without a full fence between the two, both ends can sleep at once, and a guest hangs.
 `tests/machine/bus/test_fence.py` shows it.

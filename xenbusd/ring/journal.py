@@ -1,4 +1,4 @@
-"""A ring's journal: what lets a new backend process go on with the ring of one that was killed.
+"""A ring's journal, by which a new backend daemon can adopt the ring of one that was killed.
 
 A backend that answers in the order of the requests needs little: the slots from `rsp_prod` on still hold the requests
 that are not answered. Only while answers are being written over requests is that not so, and for that moment the
@@ -8,7 +8,7 @@ not done, in this order, on any machine:
     1. the answers, into the journal          2. `base` and `count`          3. the answers, into the slots
     4. `rsp_prod`                             5. `count` = 0
 
-Whoever comes after finds `count` 0: nothing was being published. Or `rsp_prod` at `base`: step 4 was not reached, and
+The next daemon finds `count` 0: nothing was being published. Or `rsp_prod` at `base`: step 4 was not reached, and
 the answers are written again from the journal; their requests have been carried out. Or `rsp_prod` at `base + count`:
 all is published. Anything else is not ours, and the ring is not trusted.
 
@@ -34,12 +34,12 @@ _MAGIC, _VERSION, _FLAGS, _BASE, _COUNT, _STRIDE, _IDENTITY = range(7)
 
 
 class Flags(IntFlag):
-    """What the process before us promises of its ring."""
+    """Promises of the daemon that wrote the journal."""
 
     IN_ORDER = 1
-    """Answers are put in the order of their requests."""
+    """Requests are answered in order."""
     LEFT = 2
-    """It stopped in order: everything that it took is answered."""
+    """The daemon stopped in order, with every request that it took answered."""
 
 
 def size_bytes(slots: int, slot_bytes: int) -> int:
@@ -52,12 +52,12 @@ class Journal:
 
     Args:
         view: `size_bytes` of memory, writable, page-aligned.
-        identity: a number for this very ring: its grants and its port; one that is there already must agree.
-        fresh: begin anew, rather than read what is there.
+        identity: a number for this ring, from its grants and its port; a journal in the memory must have the same.
+        fresh: write a new header, rather than read the one in the memory.
         flags: for a fresh one; see `Flags`.
 
     Raises:
-        ValueError: what is there is no journal of this ring.
+        ValueError: the memory holds no journal of this ring.
     """
 
     def __init__(self, view: memoryview, identity: int, *, fresh: bool, flags: int = 0) -> None:
@@ -73,12 +73,12 @@ class Journal:
 
     @property
     def flags(self) -> Flags:
-        """What is promised."""
+        """The promises."""
         return Flags(self._words[_FLAGS])
 
     @flags.setter
     def flags(self, flags: Flags) -> None:
-        """Promise it."""
+        """Write the promises."""
         self._words[_FLAGS] = int(flags)
 
     def begin(self, base: int, answers: list[bytes]) -> None:
@@ -95,7 +95,8 @@ class Journal:
         self._words[_COUNT] = 0
 
     def unpublished(self, rsp_prod: int, slots: int, slot_bytes: int) -> list[bytes]:
-        """What must be put again, given the ring's `rsp_prod`. The journal stays as it is: whoever puts may be killed.
+        """Return the answers that must be put again, given the ring's `rsp_prod`. The journal keeps them, since the
+        caller may be killed before it has published them.
 
         Raises:
             ValueError: the two do not go together.

@@ -1,8 +1,8 @@
 """The two ends of a ring over mapped pages: the only code that reads or writes shared indices and slots.
 
 Everything the other end writes is hostile. An index is read once into an int. Slots are copied out once, as a run
-of consecutive ones, to private bytes, and nobody reads them from the ring again. What the other end claims to have
-produced is refused when it cannot be true.
+of consecutive ones, to private bytes, and are never read from the ring again. A producer index that cannot be true is
+refused.
 
 Indices are accessed through `memoryview.cast("I")`, which CPython does as one aligned 32-bit access; `struct` with a
 fixed byte order would do it bytewise, and tear.
@@ -71,10 +71,10 @@ class BackRing(_Ring):
     Args:
         view: the mapped ring; its slices are released with `release`.
         slot_bytes: the stride.
-        attach: go on with a ring that another backend of this device has served: at its last published response,
+        attach: adopt a ring that another backend of this device has served: begin at its last published response,
             as Linux' BACK_RING_ATTACH does. Otherwise both of our counters begin at 0.
-        journal: told of each batch of responses, so that somebody may attach after we were killed. Attaching, what it
-            knows to be unpublished is put again, and shown with the first `publish`.
+        journal: records each batch of responses, so that the next daemon can attach after we were killed. When
+            attaching, the responses that it holds as unpublished are put again; the first `publish` shows them.
 
     Raises:
         RingError: attached to a ring that holds more requests than it has slots, or that its journal does not go with.
