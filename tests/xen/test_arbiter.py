@@ -13,7 +13,8 @@ import pytest
 
 from tests.xen.disks import empty_image, ours
 from tests.xen.dom0 import XVDA, Guest, assert_nothing_left, daemon, living, run, sum_of
-from xenbusd.arbiter.kernel_bus import UEVENT_BYTES, KernelBus, open_uevents
+from xenbusd.arbiter.kernel_bus import KernelBus
+from xenbusd.arbiter.uevents import UEVENT_BYTES, open_uevents
 from xenbusd.ids import Devid
 
 BUS = KernelBus()
