@@ -12,7 +12,7 @@ from xenbusd.bus.handover import Handover
 from xenbusd.bus.state import Side, State
 
 STEPS_MAX = 400
-"""More steps than a life takes from its first look to Connected, with one failure on the way."""
+"""More steps than a life takes from its first observation to Connected, with one failure on the way."""
 
 
 def live_until(step: int, fault: str | None, in_order: bool = False) -> tuple[HandshakeMachine, bool]:
@@ -71,7 +71,7 @@ def restart_frontend(pair: HandshakeMachine) -> None:
 
 
 def replace_device(pair: HandshakeMachine) -> None:
-    """Another device of the same name, before anybody had time to look."""
+    """Another device of the same name, before anybody had time to observe it."""
     pair.force()
     pair.world.store.commit({ID.backend_path: None})
     pair.attach()

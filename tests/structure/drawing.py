@@ -95,7 +95,7 @@ def _floor(floor: str, modules: Mapping[str, Module], rooms: Arrows) -> str:
 
 
 def _heights(below: Arrows) -> dict[str, int]:
-    """How many rooms stand below each, one on the other. An arrow that closes a circle counts for nothing."""
+    """How many rooms stand below each, one on the other. An arrow that closes a circle is not counted."""
     heights: dict[str, int] = {}
 
     def height(room: str, above: frozenset[str]) -> int:

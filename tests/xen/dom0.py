@@ -88,14 +88,14 @@ class Daemon:
     @property
     def open_files(self) -> list[str]:
         """What its descriptors lead to, without numbers, its log, and /dev/xen/gntalloc, which once opened stays. What
-        is open for a moment only does not count: two looks have to agree."""
+        is open for a moment only does not count: two readings have to agree."""
         looks = [self._open_files()]
 
         def look() -> list[str] | None:
             looks.append(self._open_files())
             return looks[-1] if looks[-1] == looks[-2] else None
 
-        return until(look, "two looks at its files that agree")
+        return until(look, "two readings of its files that agree")
 
     def _open_files(self) -> list[str]:
         links = []

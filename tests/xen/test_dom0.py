@@ -78,7 +78,7 @@ async def test_vbd(agent: Daemon, tmp_path: Path) -> None:
         await asyncio.to_thread(run, "nbdcopy", uri, copy)
         assert sum_of(copy) == before
         await asyncio.to_thread(run, "nbdcopy", "--flush", other, uri)
-        assert len(grants_in_use()) > 32  # the ring, and pages that stay mapped: proof that the look sees any
+        assert len(grants_in_use()) > 32  # the ring, and pages that stay mapped: proof that the census sees any
         await toolstack.detach(store, vbd, deadline_s=60)
     assert sum_of(disk) == sum_of(other) != before
     assert_nothing_left()

@@ -284,7 +284,7 @@ class FrontLink(Link[FrontRing], Generic[Req, Rsp]):
             self._room.append(room)
             await room
         if not self._open:
-            raise ConnectionEnded("the connection is over")
+            raise ConnectionEnded("the connection has ended")
         id = self._free.pop()
         answer: asyncio.Future[Rsp] = self._loop.create_future()
         self._waiting[id] = answer

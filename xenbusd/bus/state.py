@@ -106,7 +106,7 @@ class Seen:
 
 
 def backend_end_reason(seen: Seen, written: State) -> str | None:
-    """Say why a backend's connection, being made or made, is over; None while it is not.
+    """Say why a backend's connection, being made or made, has ended; None while it has not.
 
     Args:
         seen: the store as it is now.
@@ -134,7 +134,7 @@ def backend_end_reason(seen: Seen, written: State) -> str | None:
 
 
 def frontend_end_reason(seen: Seen, written: State) -> str | None:
-    """Say why a frontend's connection, being made or made, is over; None while it is not.
+    """Say why a frontend's connection, being made or made, has ended; None while it has not.
 
     Args:
         seen: the store as it is now; `online` is the backend's.

@@ -201,7 +201,7 @@ class StoreClient(Accessor):
         effects. One that raises is aborted, and its exception passed on. One that asks for nothing commits nothing.
 
         Raises:
-            TransactionConflict: it was done again 20 times, in vain.
+            TransactionConflict: each of 20 further attempts met a conflict, too.
             StoreError: as the body's requests, also of those that it did not wait for.
         """
         if self._transactions is None:

@@ -135,7 +135,7 @@ class DeviceTransport:
     def abort(self) -> None:
         """End the connection; `ended` is called in a later turn."""
         if self._let_go():
-            self._loop.call_soon(self._tell, "the connection was given up")
+            self._loop.call_soon(self._report_lost, "the connection was given up")
 
     async def close(self) -> None:
         """Let go of the device."""
@@ -182,9 +182,9 @@ class DeviceTransport:
 
     def _end(self, reason: str) -> None:
         if self._let_go():
-            self._tell(reason)
+            self._report_lost(reason)
 
-    def _tell(self, reason: str) -> None:
+    def _report_lost(self, reason: str) -> None:
         if not self._closing:
             self._ended(reason)
 

@@ -9,7 +9,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class OtherLoad:
-    """Processors' worth of time that neither this process nor its children used, between one look and the next."""
+    """Processors' worth of time that neither this process nor its children used, between one reading and the next."""
 
     def __init__(self) -> None:
         self._last = self._look()

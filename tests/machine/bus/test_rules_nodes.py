@@ -217,29 +217,29 @@ async def test_t08_a_state_that_stands_there_is_not_written_again(echo: Half) ->
 
 
 async def test_t08_a_state_written_again_is_a_signal(machine: Machine) -> None:
-    """T8: a peer that writes the state which stands there already means something by it; a driver gets to look."""
-    looks: asyncio.Queue[State] = asyncio.Queue()
+    """T8: a peer that writes the state which stands there already means something by it; a driver observes it."""
+    observed: asyncio.Queue[State] = asyncio.Queue()
 
-    class Looker(Backend, device_class="looker"):
+    class Observer(Backend, device_class="observer"):
         async def run(self, dev: BackendDevice) -> None:
-            def look(seen: Seen) -> None:
-                looks.put_nowait(seen.otherend)
+            def note(seen: Seen) -> None:
+                observed.put_nowait(seen.otherend)
                 dev.check(seen)
 
             await dev.advertise()
             async with dev.connect(RING):
-                await dev.until(look)
+                await dev.until(note)
 
-    await machine.start(DOM0, Looker)
-    peer = Peer(await machine.start(GUEST), machine.id("looker"))
+    await machine.start(DOM0, Observer)
+    peer = Peer(await machine.start(GUEST), machine.id("observer"))
     await machine.attach(peer.id)
     with await peer.connect(RING):
         async with asyncio.timeout(DEADLINE_S):
-            while await looks.get() is not State.CONNECTED:
+            while await observed.get() is not State.CONNECTED:
                 pass
             for _ in range(3):
                 await peer.write(State.CONNECTED)
-                assert await looks.get() is State.CONNECTED
+                assert await observed.get() is State.CONNECTED
         await peer.write(State.CLOSED)
         await peer.until(State.CLOSED)
 
@@ -268,7 +268,7 @@ async def test_t09_a_frontend_that_writes_nonsense_is_gone(echo: Half) -> None:
 async def test_t09_a_device_that_vanishes_while_it_is_looked_at_is_no_error(
     machine: Machine, logged: list[dict[str, Any]]
 ) -> None:
-    """T9: directories that come and go faster than anybody can look cause no error line and leave nothing behind."""
+    """T9: directories that come and go faster than a daemon observes them cause no error line and leave nothing."""
     back = await machine.start(DOM0, EchoBackend)
     guest = await machine.start(GUEST, EchoFrontend)
     before = await machine.snapshot()

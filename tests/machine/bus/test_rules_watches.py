@@ -61,7 +61,7 @@ async def test_t02_jumps_of_the_other_end_s_state_are_normal(echo: Half) -> None
 
 
 async def test_t02_states_that_were_never_seen_are_not_missed(echo: Half) -> None:
-    """T2: a frontend that writes its whole life in one go is met at where it stands when the backend looks."""
+    """T2: a frontend that writes its whole life in one go is met at the state that the backend observes."""
     await echo.backend(State.INIT_WAIT)
     path = f"{echo.peer.path}/state"
     await asyncio.gather(*(echo.guest.store.write(path, b"%d" % state) for state in (3, 4, 5, 6)))
@@ -73,7 +73,7 @@ async def test_t02_states_that_were_never_seen_are_not_missed(echo: Half) -> Non
 
 
 async def test_t02_an_event_is_a_reason_to_read_not_the_news(echo: Half) -> None:
-    """T2: an event that says nothing new costs a look and changes nothing."""
+    """T2: an event that says nothing new costs an observation and changes nothing."""
     with await echo.connect() as ring:
         before = echo.backend_states()
         for _ in range(20):
@@ -127,7 +127,7 @@ async def test_t04_only_absolute_paths_are_used(machine: Machine, monkeypatch: p
 
 
 async def test_t05_an_ancestor_s_removal_is_the_device_s(echo: Half) -> None:
-    """T5: the event of a removed ancestor has the watch's own path; only a look tells that the devices are gone."""
+    """T5: the event of a removed ancestor has the watch's own path; only an observation shows the devices' end."""
     ring = await echo.connect()
     await echo.back.settle()
     root = backend_root(DOM0, echo.id.device_class)
@@ -172,7 +172,7 @@ async def test_t05_the_other_end_s_old_path_is_not_listened_to(echo: Half) -> No
 
 
 async def test_t12_a_storm_of_watch_events_is_one_dirty_flag(machine: Machine) -> None:
-    """T12: a guest that floods its own directory makes the backend look now and then; nothing queues up, and the
+    """T12: a guest that floods its own directory makes the backend observe now and then; nothing queues up, and the
     device of another domain works meanwhile."""
     one = await half(machine)
     honest = await machine.start(Domid(6), EchoFrontend)
@@ -182,12 +182,12 @@ async def test_t12_a_storm_of_watch_events_is_one_dirty_flag(machine: Machine) -
     with await one.connect() as ring:
         watch = one.dev._watch
         assert isinstance(watch, Watch)
-        looks, most = 0, 0
+        observed, most = 0, 0
         observe = one.dev.observe
 
         async def counted() -> Any:
-            nonlocal looks, most
-            looks, most = looks + 1, max(most, len(watch._hints))
+            nonlocal observed, most
+            observed, most = observed + 1, max(most, len(watch._hints))
             return await observe()
 
         one.dev.observe = counted  # type: ignore[method-assign]
@@ -199,7 +199,7 @@ async def test_t12_a_storm_of_watch_events_is_one_dirty_flag(machine: Machine) -
             await asyncio.gather(*storm)
             most = max(most, len(watch._hints))
         await one.back.settle()
-        assert 0 < looks < rounds * each
+        assert 0 < observed < rounds * each
         assert most <= 1
         assert await ask(ring, b"me too") == [b"me too"]
 

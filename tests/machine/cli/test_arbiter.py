@@ -67,7 +67,7 @@ async def attach(machine: Machine, bus: KernelByHand, devid: int, script: str) -
 
 
 async def bound(machine: Machine, bus: KernelByHand, bus_id: str) -> None:
-    """Wait until the kernel has a device. Its hand sends no events, so it is for the next look at everything."""
+    """Wait until the kernel has a device. Its hand sends no events, so the next inspection of everything finds it."""
     async with asyncio.timeout(DEADLINE_S):
         while bus.driver(bus_id) is None:
             await machine.store.read("domid")

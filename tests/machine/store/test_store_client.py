@@ -125,7 +125,7 @@ async def test_listings_of_any_size_come_whole(store: StoreProcess, size: int) -
 
 
 async def test_a_watch_fires_at_once_and_for_each_change_below_it(store: StoreProcess) -> None:
-    """Cut to its depth; a special one too; and after unwatch for nothing."""
+    """The hint is cut to the watch's depth; a special watch fires, too; after unwatch nothing fires."""
     async with asyncio.timeout(DEADLINE_S), StoreClient(store.endpoint) as client:
         watch = await client.watch("/b", depth=2)
         assert await watch.wait() == {"/b"}

@@ -223,7 +223,7 @@ async def test_no_hint_is_needed(
 
     monkeypatch.setattr(module, "open_uevents", refused)
     with structlog.testing.capture_logs() as lines:
-        bus_id = bus.appear("vbd", 5, XVDA)  # its directory is there only after the first look
+        bus_id = bus.appear("vbd", 5, XVDA)  # its directory is there only after the first inspection
         asyncio.get_running_loop().call_later(0.05, server.write, f"/local/domain/0/backend/vbd/5/{XVDA}/state", "1")
         async with arbiter.arbitrating():
             await running(arbiter, until=lambda: bus.driver(bus_id) == "vbd", hints=False)

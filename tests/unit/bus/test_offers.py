@@ -89,8 +89,8 @@ def queue_keys(number: int, pages: int | None = None) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("pages", [None, 1, 2])
 async def test_several_queues(pages: int | None) -> None:
-    """T28: each queue's keys are in its own directory, the order of all is at the top, and the top's ring-ref counts
-    for nothing; each key is read once."""
+    """T28: each queue's keys are in its own directory, the order of all is at the top, and the top's ring-ref is
+    ignored; each key is read once."""
     orders = {} if pages is None else {"ring_page_order": b"%d" % (pages - 1)}
     queues = queue_keys(0, pages) | queue_keys(1, pages) | queue_keys(2, pages)
     otherend, store = directory(
@@ -145,7 +145,7 @@ async def test_rings_that_share_a_port() -> None:
 
 
 async def test_rings_with_ports_of_their_own() -> None:
-    """Split event channels; an event-channel beside them, left from another time, counts for nothing."""
+    """Split event channels; an event-channel beside them, left from another time, is ignored."""
     otherend, store = directory(**net(event_channel=70, **SPLIT))
     offer = await read_offer(otherend, (TX, RX), 1)
     assert offer == Offer([QueueOffer([RingOffer([Gref(1)], Port(71)), RingOffer([Gref(2)], Port(72))], False)], [])

@@ -1,4 +1,4 @@
-"""xenbusd.bus.state: the table of legal steps, and when a connection is over."""
+"""xenbusd.bus.state: the table of legal steps, and when a connection has ended."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ UNKNOWN, INITIALISING, INIT_WAIT, INITIALISED, CONNECTED, CLOSING, CLOSED, RECON
 
 
 def back(own: State, otherend: State, written: State, *, online: bool = True) -> str | None:
-    """What a backend makes of a look."""
+    """What a backend concludes from an observation."""
     return backend_end_reason(Seen(own, otherend, online, None), written)
 
 
 def front(own: State, otherend: State, written: State, *, online: bool = True) -> str | None:
-    """What a frontend makes of a look."""
+    """What a frontend concludes from an observation."""
     return frontend_end_reason(Seen(own, otherend, online, None), written)
 
 

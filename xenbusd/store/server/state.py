@@ -124,7 +124,7 @@ class State:
         if self.watches:
             for change in changes:
                 path = change.path
-                for watch in self.watches.on(path) if change.exact else self.watches.over(path):
+                for watch in self.watches.on(path) if change.exact else self.watches.covering(path):
                     if watch.caller.domain.privileged or self._may_hear(watch.caller.domain, change):
                         watch.caller.notify(watch, path)
         changes.clear()

@@ -76,7 +76,7 @@ class Watches:
         """Yield the watches on just this path, or of this special name."""
         yield from tuple(self._on.get(path, ()))
 
-    def over(self, path: bytes) -> Iterator[Watch]:
+    def covering(self, path: bytes) -> Iterator[Watch]:
         """Yield the watches on this path and on all paths above it, the nearest first."""
         on = self._on
         here = path

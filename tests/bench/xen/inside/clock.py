@@ -10,7 +10,7 @@ BINDINGS = "/usr/lib/xen-4.17/lib/python"
 
 
 class Dom0Clock:
-    """A look at the hypervisor's accounts. `xl list` shows the same, in tenths of a second, and costs a process."""
+    """One reading of Xen's accounts. `xl list` shows the same, in tenths of a second, and costs a process."""
 
     def __init__(self) -> None:
         sys.path.append(BINDINGS)

@@ -150,7 +150,7 @@ async def test_one_connection_hears_of_the_other_s_writes(server: StoreServer, d
 
 
 async def test_a_connection_acts_as_its_domain(dom0: Peer, guest: Peer) -> None:
-    """Also on the short way that plain reads take."""
+    """Permissions hold on the fast path of plain reads, too."""
     await dom0.ask(Op.WRITE, b"/secret\0s")
     assert await dom0.ask(Op.READ, b"/secret\0") == b"s"
     assert await guest.ask(Op.READ, b"/secret\0") == b"EACCES\0"

@@ -14,7 +14,7 @@ import pytest
 from tests.doubles.nbd_bench import HANDSHAKE, until
 from tests.doubles.programs import SERVER, install
 from xenbusd.api import ResourceError
-from xenbusd_vbd.image import server as image_process
+from xenbusd_vbd.image import server as server_module
 from xenbusd_vbd.image.formats import Target
 from xenbusd_vbd.image.server import ImageServer, RemoteServer, complaint, environ, find, take_lock
 from xenbusd_vbd.nbd.address import Address
@@ -96,7 +96,7 @@ async def test_one_that_forgets_a_signal_gets_another(
 
 async def test_one_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Target) -> None:
     """After the limit."""
-    monkeypatch.setattr(image_process, "STOP_S", 0.3)
+    monkeypatch.setattr(server_module, "STOP_S", 0.3)
     install(tmp_path / "bin", monkeypatch, "qemu-nbd", server("signal.signal(signal.SIGTERM, signal.SIG_IGN)"))
     image = ImageServer(target, str(tmp_path / "s"))
     sock, _ = await image.open()
@@ -133,7 +133,7 @@ async def test_why_it_did_not_start(
 
 async def test_one_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Target) -> None:
     """It is ended after the limit, and the error says that no server answered."""
-    monkeypatch.setattr(image_process, "START_S", 0.2)
+    monkeypatch.setattr(server_module, "START_S", 0.2)
     install(tmp_path / "bin", monkeypatch, "qemu-nbd", "import signal\nsignal.pause()\n")
     image = ImageServer(target, str(tmp_path / "s"))
     with pytest.raises(ResourceError, match="no NBD server answers"):
@@ -214,7 +214,7 @@ def test_what_its_words_mean(target: Target, words: str, code: int) -> None:
 
 async def test_somebody_elses_server_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is a deadline."""
-    monkeypatch.setattr(image_process, "ANSWER_S", 0.05)
+    monkeypatch.setattr(server_module, "ANSWER_S", 0.05)
     path = str(tmp_path / "s")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)

@@ -14,7 +14,7 @@ import pytest
 from tests.doubles.memory_disk import MemoryDisk
 from tests.doubles.nbd_client import Answer, NbdClient, until
 from xenbusd.errors import UsageError
-from xenbusd_vbd.nbd import export as nbd_export
+from xenbusd_vbd.nbd import export as export_module
 from xenbusd_vbd.nbd import wire
 from xenbusd_vbd.nbd.export import NbdExport, offer_of
 from xenbusd_vbd.nbd.wire import TransmissionFlags as Flags
@@ -109,7 +109,7 @@ async def test_listening_twice_or_after_close(tmp_path: Path) -> None:
 
 async def test_too_many_clients_are_turned_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit a client is cut off and the log says so; when one leaves, there is room again."""
-    monkeypatch.setattr(nbd_export, "CONNECTIONS_MAX", 2)
+    monkeypatch.setattr(export_module, "CONNECTIONS_MAX", 2)
     path, logged = str(tmp_path / "nbd"), []
     export = NbdExport(MemoryDisk(SIZE), name="vbd-51712", log=lambda event, **facts: logged.append((event, facts)))
     await export.listen(path)

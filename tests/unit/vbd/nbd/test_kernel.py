@@ -17,7 +17,7 @@ import pytest
 
 from tests.doubles.memory_disk import MemoryDisk
 from tests.doubles.nbd_client import until
-from xenbusd_vbd.nbd import kernel as nbd_device
+from xenbusd_vbd.nbd import kernel as kernel_module
 from xenbusd_vbd.nbd import wire
 from xenbusd_vbd.nbd.export import NbdExport
 from xenbusd_vbd.nbd.kernel import Kernel, NbdDevice, NbdDeviceError
@@ -66,13 +66,13 @@ class StandIn:
         self.calls.append((name, request, argument))
         if (name, request) in self.refuse:
             raise OSError(self.refuse[name, request], os.strerror(self.refuse[name, request]))
-        if request == nbd_device.NBD_SET_SOCK:
+        if request == kernel_module.NBD_SET_SOCK:
             self.socks[name] = socket.socket(fileno=os.dup(argument))
-        elif request == nbd_device.NBD_DO_IT:
+        elif request == kernel_module.NBD_DO_IT:
             self._do_it(name)
-        elif request == nbd_device.NBD_DISCONNECT and self.disconnects:
+        elif request == kernel_module.NBD_DISCONNECT and self.disconnects:
             self.socks[name].sendall(wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, wire.Command.DISC, 0, 0, 0))
-        elif request == nbd_device.NBD_CLEAR_SOCK:
+        elif request == kernel_module.NBD_CLEAR_SOCK:
             self.socks.pop(name).close()
 
     def _do_it(self, name: str) -> None:
@@ -106,21 +106,21 @@ async def test_attach_and_detach(tmp_path: Path) -> None:
     assert kernel.sector[:4] == b"disk"
     await device.detach()
     assert kernel.names("nbd0") == [
-        nbd_device.NBD_SET_SOCK,
-        nbd_device.NBD_SET_BLKSIZE,
-        nbd_device.NBD_SET_SIZE_BLOCKS,
-        nbd_device.NBD_SET_FLAGS,
-        nbd_device.NBD_DO_IT,
-        nbd_device.NBD_DISCONNECT,
-        nbd_device.NBD_CLEAR_SOCK,
+        kernel_module.NBD_SET_SOCK,
+        kernel_module.NBD_SET_BLKSIZE,
+        kernel_module.NBD_SET_SIZE_BLOCKS,
+        kernel_module.NBD_SET_FLAGS,
+        kernel_module.NBD_DO_IT,
+        kernel_module.NBD_DISCONNECT,
+        kernel_module.NBD_CLEAR_SOCK,
     ]
     arguments = {request: argument for _name, request, argument in kernel.calls}
-    assert arguments[nbd_device.NBD_SET_BLKSIZE] == 512
-    assert arguments[nbd_device.NBD_SET_SIZE_BLOCKS] == SIZE // 512
-    assert arguments[nbd_device.NBD_SET_FLAGS] == int(export.flags)
+    assert arguments[kernel_module.NBD_SET_BLKSIZE] == 512
+    assert arguments[kernel_module.NBD_SET_SIZE_BLOCKS] == SIZE // 512
+    assert arguments[kernel_module.NBD_SET_FLAGS] == int(export.flags)
     assert device.ended.result() is None
     await device.detach()
-    assert kernel.names("nbd0").count(nbd_device.NBD_DISCONNECT) == 1
+    assert kernel.names("nbd0").count(kernel_module.NBD_DISCONNECT) == 1
     await export.close()
 
 
@@ -132,9 +132,9 @@ async def test_resize(tmp_path: Path) -> None:
     disk.size_bytes = 1 << 45
     export.refresh()
     await device.resize()
-    assert kernel.calls[-1] == ("nbd0", nbd_device.NBD_SET_SIZE_BLOCKS, 1 << 36)
+    assert kernel.calls[-1] == ("nbd0", kernel_module.NBD_SET_SIZE_BLOCKS, 1 << 36)
     assert not device.ended.done()
-    kernel.refuse["nbd0", nbd_device.NBD_SET_SIZE_BLOCKS] = errno.EINVAL
+    kernel.refuse["nbd0", kernel_module.NBD_SET_SIZE_BLOCKS] = errno.EINVAL
     with pytest.raises(NbdDeviceError, match=r"refuses a new size of .*nbd0: Invalid argument"):
         await device.resize()
     await device.detach()
@@ -146,7 +146,7 @@ async def test_resize(tmp_path: Path) -> None:
 
 async def test_the_numbers_are_the_headers() -> None:
     """Each ioctl is _IO(0xab, n) with the n of linux/nbd.h."""
-    numbers = {name: getattr(nbd_device, name) for name in dir(nbd_device) if name.startswith("NBD_")}
+    numbers = {name: getattr(kernel_module, name) for name in dir(kernel_module) if name.startswith("NBD_")}
     assert numbers == {
         "NBD_SET_SOCK": 0xAB00,
         "NBD_SET_BLKSIZE": 0xAB01,
@@ -172,11 +172,11 @@ async def test_the_first_free_device_is_taken(tmp_path: Path) -> None:
 async def test_a_device_taken_meanwhile_is_passed_over(tmp_path: Path) -> None:
     """EBUSY from NBD_SET_SOCK means that another process was quicker: its device is left alone."""
     kernel = StandIn(tmp_path)
-    kernel.refuse["nbd0", nbd_device.NBD_SET_SOCK] = errno.EBUSY
+    kernel.refuse["nbd0", kernel_module.NBD_SET_SOCK] = errno.EBUSY
     export = export_of(MemoryDisk(SIZE))
     device = await NbdDevice.attach(export, kernel=kernel.kernel)
     assert device.path.endswith("/nbd1")
-    assert kernel.names("nbd0") == [nbd_device.NBD_SET_SOCK]
+    assert kernel.names("nbd0") == [kernel_module.NBD_SET_SOCK]
     await device.detach()
     await export.close()
 
@@ -201,10 +201,10 @@ async def test_no_device_to_be_had(tmp_path: Path, devices: int, connected: tupl
 @pytest.mark.parametrize(
     ("request_number", "code", "why"),
     [
-        (nbd_device.NBD_SET_SOCK, errno.EPERM, "needs root"),
-        (nbd_device.NBD_SET_SOCK, errno.EINVAL, "refuses our socket"),
-        (nbd_device.NBD_SET_BLKSIZE, errno.EINVAL, "refuses nbd0"),
-        (nbd_device.NBD_DO_IT, errno.EIO, "gave it up at once|did not connect"),
+        (kernel_module.NBD_SET_SOCK, errno.EPERM, "needs root"),
+        (kernel_module.NBD_SET_SOCK, errno.EINVAL, "refuses our socket"),
+        (kernel_module.NBD_SET_BLKSIZE, errno.EINVAL, "refuses nbd0"),
+        (kernel_module.NBD_DO_IT, errno.EIO, "gave it up at once|did not connect"),
     ],
 )
 async def test_a_kernel_that_refuses(tmp_path: Path, request_number: int, code: int, why: str) -> None:
@@ -215,8 +215,8 @@ async def test_a_kernel_that_refuses(tmp_path: Path, request_number: int, code: 
     with pytest.raises(NbdDeviceError, match=why):
         await NbdDevice.attach(export, kernel=kernel.kernel)
     await until(lambda: export.counters.connections == 1 and export.clients == 0)
-    cleared = nbd_device.NBD_CLEAR_SOCK in kernel.names("nbd0")
-    assert cleared == (request_number != nbd_device.NBD_SET_SOCK)
+    cleared = kernel_module.NBD_CLEAR_SOCK in kernel.names("nbd0")
+    assert cleared == (request_number != kernel_module.NBD_SET_SOCK)
     await export.close()
 
 
@@ -224,7 +224,7 @@ async def test_every_device_taken_meanwhile(tmp_path: Path) -> None:
     """If all free devices turn out taken, the message says so."""
     kernel = StandIn(tmp_path)
     for name in ("nbd0", "nbd1"):
-        kernel.refuse[name, nbd_device.NBD_SET_SOCK] = errno.EBUSY
+        kernel.refuse[name, kernel_module.NBD_SET_SOCK] = errno.EBUSY
     export = export_of(MemoryDisk(SIZE))
     with pytest.raises(NbdDeviceError, match="try again"):
         await NbdDevice.attach(export, kernel=kernel.kernel)
@@ -259,14 +259,14 @@ def no_nbd_thread() -> bool:
 
 async def test_a_device_that_never_connects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A device that does not come up in time is taken down again, with a sentence."""
-    monkeypatch.setattr(nbd_device, "ATTACH_S", 0.05)
+    monkeypatch.setattr(kernel_module, "ATTACH_S", 0.05)
     kernel = StandIn(tmp_path)
     kernel.connects = False
     export = export_of(MemoryDisk(SIZE))
     with pytest.raises(NbdDeviceError, match=r"did not connect .*nbd0 in time"):
         await NbdDevice.attach(export, kernel=kernel.kernel)
     await until(no_nbd_thread)
-    assert kernel.names("nbd0")[-1] == nbd_device.NBD_CLEAR_SOCK
+    assert kernel.names("nbd0")[-1] == kernel_module.NBD_CLEAR_SOCK
     await export.close()
 
 
@@ -281,7 +281,7 @@ async def test_attach_cancelled(tmp_path: Path) -> None:
     with pytest.raises(asyncio.CancelledError):
         await attaching
     await until(lambda: no_nbd_thread() and export.clients == 0)
-    assert kernel.names("nbd0")[-1] == nbd_device.NBD_CLEAR_SOCK
+    assert kernel.names("nbd0")[-1] == kernel_module.NBD_CLEAR_SOCK
     await export.close()
 
 
@@ -289,7 +289,7 @@ async def test_attach_cancelled(tmp_path: Path) -> None:
 def test_the_real_ioctl(tmp_path: Path, argument: int) -> None:
     """The real call takes arguments of 64 bits and turns -1 into the errno; an ordinary file has no such call."""
     with (tmp_path / "file").open("wb") as file, pytest.raises(OSError, match="ioctl") as caught:
-        nbd_device.libc_ioctl(file.fileno(), nbd_device.NBD_SET_SIZE_BLOCKS, argument)
+        kernel_module.libc_ioctl(file.fileno(), kernel_module.NBD_SET_SIZE_BLOCKS, argument)
     assert caught.value.errno == errno.ENOTTY
 
 
@@ -301,8 +301,8 @@ async def test_the_export_closes_first(tmp_path: Path) -> None:
     await export.close()
     await device.ended
     await device.detach()
-    assert nbd_device.NBD_DISCONNECT not in kernel.names("nbd0")
-    assert kernel.names("nbd0")[-1] == nbd_device.NBD_CLEAR_SOCK
+    assert kernel_module.NBD_DISCONNECT not in kernel.names("nbd0")
+    assert kernel.names("nbd0")[-1] == kernel_module.NBD_CLEAR_SOCK
 
 
 async def test_nothing_is_left_behind(tmp_path: Path) -> None:
