@@ -135,7 +135,7 @@ def test_one_driver_installed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
         ("toy.backend", "toys:Missing", r"toys:Missing of toy.backend cannot be loaded: AttributeError"),
         ("toy.backend", "toys:not_a_driver", "is no driver: it is not a subclass of Backend or Frontend"),
         ("toy.backend", "toys:a_function", "is no driver"),
-        ("toy.backend", "toys:OldBackend", "is for API version 0, this is version 1"),
+        ("toy.backend", "toys:OldBackend", "is for API version 0, this is version 2"),
         (
             "pear.backend",
             "toys:ToyBackend",

@@ -18,8 +18,8 @@ from xenbusd.bus.state import Side
 from xenbusd.errors import UsageError
 from xenbusd.ids import DeviceClass, Devid, Domid
 
-API_VERSION = 1
-"""Increased when a driver written for the previous version would no longer work."""
+API_VERSION = 2
+"""Increased when a driver written for the previous version would no longer work. CHANGELOG.md says what to change."""
 
 Dev = TypeVar("Dev")
 
