@@ -14,6 +14,8 @@ warnings about it (`otherend.*`), and each line whose writer says so with `by_ot
 
 `xenbusd.events` lists all events, and says when each is written.
 
+Decision: D53.
+
 structlog is imported at the first use, because xenbusctl, which logs nothing, should start fast.
 """
 

@@ -11,7 +11,7 @@ parameters of one command. Its checks turn each value as it was written into the
 
 A mistake is a UsageError such as "[drivers.vbd] queue: unknown key; did you mean queues?".
 
-Decision: D54.
+Decisions: D54, D65.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ Two faces. What is here and in `BackendLife` and `FrontendLife` is for the bus: 
 supervisor leads it, rings and pages wait with it. A driver gets a `Handle` on it, `BackendDevice` or `FrontendDevice`,
 which has what an author may use and nothing else. A data path may call `fail` at any time; everything else is called by
 the device's task or by tasks that the driver started within `run`.
+
+Decision: D73.
 """
 
 from __future__ import annotations

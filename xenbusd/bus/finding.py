@@ -4,7 +4,7 @@ The bus has one for what it waits for at the moment, the toolstack derives one f
 what only it knows: from both ends' nodes (`Backend.explain`) or from a living device (`Driver.condition`). Sentences
 that several of them need are defined here, so that all of them say the same.
 
-Decision: D59.
+Decisions: D59, D71.
 """
 
 from __future__ import annotations

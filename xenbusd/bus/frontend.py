@@ -1,4 +1,7 @@
-"""The frontend's end of a device: what a frontend driver calls, in the order of the 2006 paper's event diagram."""
+"""The frontend's end of a device: what a frontend driver calls, in the order of the 2006 paper's event diagram.
+
+Decision: D75.
+"""
 
 from __future__ import annotations
 

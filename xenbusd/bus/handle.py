@@ -1,7 +1,7 @@
 """A driver's handle on a device: what both ends' authors may use. `BackendDevice` and `FrontendDevice` add the
 handshake. `docs/writing-a-driver.md` lists every name, and a test compares that list with what is public here.
 
-Decision: D64.
+Decisions: D64, D74.
 """
 
 from __future__ import annotations

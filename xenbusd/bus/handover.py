@@ -8,7 +8,7 @@ if one cannot be, none is, and the device is closed.
 Files are named after the device, as `<device>.ring` with the ring's number behind it where that is not 0. The files'
 formats do not change with xenbusd's version unless their magic or version does: an upgrade adopts.
 
-Decisions: D2, D3, D34, D39, D61.
+Decisions: D2, D3, D34, D39, D61, D72.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ It never assumes that it serves all devices of the machine: other processes may 
 (`is_ours`), and may have files in the same run directory (`owns_run_dir`). Signals, readiness, the control socket and
 arbiter mode belong to the daemon.
 
-Decision: D45.
+Decisions: D45, D70.
 """
 
 from __future__ import annotations

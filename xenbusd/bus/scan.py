@@ -1,6 +1,6 @@
 """Watches one device class and starts a task for each device that appears. One watch for a whole class (T13).
 
-Decision: D7.
+Decisions: D7, D70.
 """
 
 from __future__ import annotations

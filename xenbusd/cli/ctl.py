@@ -2,6 +2,8 @@
 
 What is in the store is read there; what only a daemon knows, the daemon is asked for. Modules of commands import what a
 command needs (asyncio, the store client, drivers) when it runs: `--help` needs none of it, and should answer at once.
+
+Decision: D68.
 """
 
 from __future__ import annotations

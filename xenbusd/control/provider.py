@@ -1,4 +1,7 @@
-"""Where the control server's answers come from: this process's devices, or by the same protocol those of others."""
+"""Where the control server's answers come from: this process's devices, or by the same protocol those of others.
+
+Decision: D67.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A machine for one check of a driver pair: the pair under test, a backend daemon, and an honest neighbour pair that
 must not notice any of it. At its end, `Trial.nothing_left` finds what the pair has left behind.
 
-Decision: D28.
+Decisions: D28, D69.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Source: doc/proto.md of the NetworkBlockDevice/nbd repository; each layout names its section there. All fields are in
 network byte order. Names are that document's, without the NBD_ prefix.
+
+Decision: D66.
 """
 
 from __future__ import annotations

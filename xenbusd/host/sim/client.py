@@ -59,7 +59,7 @@ class SimHost(Host):
 def census(path: str) -> dict[Domid, Holdings]:
     """Ask the broker at `path` what each domain has. For tests, and to find leaks.
 
-    Of the question itself nothing is left when this returns: not even the broker's end of the connection.
+    Of the question itself nothing is left when this returns: not even the broker's end of the connection (D69).
 
     Raises:
         UsageError: nobody answers there.
