@@ -15,7 +15,7 @@ EVENTS = {
     "autoprobe.refused": "The kernel's switch for binding devices by itself cannot be read or written.",
     "class.unserved": "Neither xenbusd nor Linux has a driver for a device class; logged once for each class.",
     "daemon.started": "Every device class is watched; devices begin from now on.",
-    "daemon.stopped": "All devices have left in order.",
+    "daemon.stopped": "Every device was closed, or left Connected for the next daemon.",
     "device.adopted": "A connected device of the previous daemon is served with the same ring.",
     "device.appeared": "A complete device directory was found, and the device has a task now.",
     "device.closed": "A connection, or an attempt at one, has ended; with the reason and what was counted.",
