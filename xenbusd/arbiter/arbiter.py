@@ -25,7 +25,7 @@ from xenbusd.registry import Claims
 from xenbusd.store.client import StoreClient
 
 RESYNC_S = 3.0
-"""The whole bus is checked so often even without an event: libxl gives a backend 10 s."""
+"""Seconds after which the whole bus is checked even without an event: libxl gives a backend 10 s."""
 
 RELEASE_S = 10.0
 """The longest that `release` may spend on handing over devices. By then the kernel binds new devices again."""
@@ -59,7 +59,7 @@ class Arbiter:
         self._left: dict[str, frozenset[str]] = {}
         """Devices that no driver took, by bus id, with the drivers that were loaded then."""
         self._driverless: set[str] = set()
-        """Classes for which Linux has no driver, as the log says already."""
+        """Classes for which Linux has no driver and `class.unserved` is in the log already."""
         self._reported: set[str] = set()
         """Bus ids of devices whose `device.unserved` or `device.taken` is in the log already."""
 
@@ -81,7 +81,7 @@ class Arbiter:
         with ExitStack() as stack:
             try:
                 stack.enter_context(following(open_uevents(), self.wake))
-            except OSError as error:  # then a device waits for the next check of the whole bus
+            except OSError as error:  # without events, a device waits for the next check of the whole bus
                 self._log.warning("uevents.refused", error=str(error))
             try:
                 yield
@@ -98,7 +98,7 @@ class Arbiter:
                     await self._wake.wait()
 
     def wake(self) -> None:
-        """Have the bus checked soon: something may have changed there."""
+        """Have the bus checked soon, since something may have changed there."""
         self._wake.set()
 
     async def is_ours(self, id: DeviceId) -> bool:
@@ -108,7 +108,7 @@ class Arbiter:
         if not self._claims.is_ours(id.device_class, await self._read(id.backend_path + "/script")):
             if len(bus_id) > BUS_ID_MAX and not reported:
                 self._reported.add(bus_id)
-                complaint = f"it is Linux's, which takes no name of over {BUS_ID_MAX} characters"
+                complaint = f"it is left to Linux, which accepts no name longer than {BUS_ID_MAX} characters"
                 self._log.warning("device.unserved", device=bus_id, error=complaint)
             return False
         driver = self.bus.driver(bus_id)
@@ -192,13 +192,13 @@ class Arbiter:
         return False
 
     def _report_left(self, bus_id: str, complaint: str | None) -> None:
-        """Log that none of the kernel's drivers took a device. For a class that neither Linux nor we have a driver for,
-        once is enough: every guest's console is such a device."""
+        """Log that none of the kernel's drivers took a device. A class for which neither Linux nor we have a driver is
+        logged only once: every guest's console is such a device."""
         device_class = class_of(bus_id)
         if complaint is None:
             self._log.warning("device.unserved", device=bus_id, error="Linux's driver refused it")
         elif self._claims.serves(device_class):
-            todo = "in arbiter mode nothing in /etc/modprobe.d may keep it away"
+            todo = "arbiter mode needs this driver: do not block it in /etc/modprobe.d"
             self._log.warning("device.unserved", device=bus_id, error=complaint, todo=todo)
         elif device_class not in self._driverless:
             self._driverless.add(device_class)

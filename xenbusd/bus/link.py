@@ -41,9 +41,9 @@ class Link(Generic[AnyRing]):
         dev: the driver's handle on the device.
         device: the device itself.
         ring: our end of the ring.
-        channel: where its events arrive; perhaps shared with other rings.
-        grants: for pages besides the ring's.
-        slot_bytes: the ring's stride, to walk through what `ring.take` returns.
+        channel: the event channel on which its events arrive; perhaps shared with other rings.
+        grants: the grant tables, for pages besides the ring's.
+        slot_bytes: the ring's stride, to walk through the slots that `ring.take` returns.
         release: gives ring pages back; called once, after the port is closed.
     """
 
@@ -62,11 +62,11 @@ class Link(Generic[AnyRing]):
         self.ring = ring
         """Our end of the ring: `take`, `put`, ..."""
         self.grants = grants
-        """For pages besides the ring's."""
+        """The grant tables, for pages besides the ring's."""
         self.counters = channel.counters
-        """Of this queue: `counters["requests"] += 1`."""
+        """This queue's counters: `counters["requests"] += 1`."""
         self.histograms = channel.histograms
-        """Of this queue."""
+        """This queue's histograms."""
         self.notify = channel.notify
         """Wake the other end."""
         self._channel = channel
@@ -78,7 +78,7 @@ class Link(Generic[AnyRing]):
         self._open = True
 
     def publish(self) -> None:
-        """Show what was put into the ring, and wake the other end if it asked for that."""
+        """Publish the slots that were put into the ring, and wake the other end if it asked for that."""
         if self.ring.publish():
             self.notify()
 
@@ -159,7 +159,7 @@ class BackLink(Link[BackRing], Generic[Req, Rsp]):
         """As `Link.start`.
 
         Args:
-            drain: as there.
+            drain: as for `Link.start`.
             poll: poll the ring for a while before waiting for an event, as long as that pays; None: never. Each ring
                 has one of its own.
         """
@@ -197,7 +197,7 @@ class BackLink(Link[BackRing], Generic[Req, Rsp]):
         return not ring.rest()
 
     def reply(self, response: Rsp) -> None:
-        """Answer a request; the frontend sees the answer when the next request is waited for."""
+        """Answer a request; the frontend sees the answer once the driver waits for the next request."""
         self.ring.put(response.pack())
 
     async def __aiter__(self) -> AsyncIterator[Req]:
@@ -214,7 +214,7 @@ class BackLink(Link[BackRing], Generic[Req, Rsp]):
                 while self._inbox:
                     yield self._inbox.popleft()
                 self.publish()
-                await asyncio.sleep(0)  # other devices have their turn
+                await asyncio.sleep(0)  # let other devices have their turn
             elif self.ring.rest():
                 self._channel.unmask()
                 await self._wake.wait()
@@ -230,7 +230,7 @@ class BackLink(Link[BackRing], Generic[Req, Rsp]):
             try:
                 self._inbox.append(self._request.unpack(run[start : start + self._slot_bytes]))
             except ValueError as error:
-                raise OtherendError(f"a request that cannot be: {error}") from None
+                raise OtherendError(f"an impossible request: {error}") from None
         return count > 0
 
     async def _has_ended(self) -> bool:
@@ -305,7 +305,7 @@ class FrontLink(Link[FrontRing], Generic[Req, Rsp]):
             try:
                 response = self._response.unpack(run[start : start + self._slot_bytes])
             except ValueError as error:
-                raise OtherendError(f"a response that cannot be: {error}") from None
+                raise OtherendError(f"an impossible response: {error}") from None
             id = getattr(response, "id", -1)
             answer = self._waiting.pop(id, None)
             if answer is None:

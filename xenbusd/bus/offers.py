@@ -5,12 +5,12 @@ Where the keys are:
 
 * `multi-queue-num-queues` absent or 1: the keys of the one queue are at the top. Otherwise those of queue N are in
   `queue-<N>/`; `ring-page-order`, which holds for every ring, stays at the top (T28).
-* For each ring of a queue the grant reference, by the format's `ref`: in `ring-ref` if `ring-page-order` is absent; if
-  it is present, even as 0, in `ring-ref0`, `ring-ref1`, ...
-* For each ring its own port, by the format's `port` (`event-channel-tx`, `event-channel-rx`); or, if any of these is
-  absent, one port for all rings of the queue, in `event-channel`.
-* A ring beside the queues, such as a control ring, at the top, if it is offered at all: its `ref` (`ctrl-ring-ref`),
-  and then its `port` (`event-channel-ctrl`) must be there as well.
+* For each ring of a queue, the grant reference is in the key that the format's `ref` names: `ring-ref` if
+  `ring-page-order` is absent; if it is present, even as 0, `ring-ref0`, `ring-ref1`, ...
+* Each ring has a port of its own, in the key that the format's `port` names (`event-channel-tx`, `event-channel-rx`);
+  if any of these is absent, all rings of the queue share one port, in `event-channel`.
+* The keys of a ring beside the queues, such as a control ring, are at the top: its `ref` (`ctrl-ring-ref`), if the ring
+  is offered at all; its `port` (`event-channel-ctrl`) must then be there as well.
 
 Source: Linux, drivers/block/xen-blkback/xenbus.c (connect_ring, read_per_ring_refs), drivers/net/xen-netback/xenbus.c
 (connect_data_rings, connect_ctrl_ring); xen/include/public/io/netif.h.
@@ -34,7 +34,7 @@ AnyFormat = RingFormat[Any, Any]
 NUM_QUEUES = "multi-queue-num-queues"
 PAGE_ORDER = "ring-page-order"
 OPTIONAL_KEYS = (NUM_QUEUES, PAGE_ORDER)
-"""Keys of an offer whose absence means something: one left by an earlier offer would belie this one."""
+"""Keys of an offer whose absence has a meaning: one left over from an earlier offer would falsify this one."""
 
 _QUEUES = unsigned(0xFFFF, "number of queues")
 
@@ -53,7 +53,7 @@ class QueueOffer:
 
     rings: Sequence[RingOffer]
     is_shared: bool = False
-    """All rings sit on one port."""
+    """All rings share one port."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,16 @@ async def read_offer(
 
     Args:
         otherend: the frontend.
-        formats: of the rings of each queue.
+        formats: the formats of the rings of each queue.
         max_queues: how many queues the backend has advertised.
-        beside: of rings beside the queues.
+        beside: the formats of rings beside the queues.
 
     Raises:
-        NodeValueError: a key is missing or bad, or the order or the number of queues is above what was advertised.
+        NodeValueError: a key is missing or bad, or the order or the number of queues is above the advertised limit.
     """
     queues = await otherend.read(NUM_QUEUES, _QUEUES, default=1)
     if not 1 <= queues <= max_queues:
-        raise NodeValueError(f"{otherend.path}/{NUM_QUEUES} is {queues}; 1 to {max_queues} can be had")
+        raise NodeValueError(f"{otherend.path}/{NUM_QUEUES} is {queues}; it must be 1 to {max_queues}")
     max_order = min(format.max_order for format in formats)
     order = await otherend.read(PAGE_ORDER, unsigned(max_order, "ring page order"), default=-1)
     prefixes = [""] if queues == 1 else [f"queue-{number}/" for number in range(queues)]
@@ -125,7 +125,7 @@ def ref_names(format: AnyFormat, order: int | None) -> list[str]:
     """The keys of a ring's grant references.
 
     Args:
-        format: of the ring.
+        format: the ring's format.
         order: log2 of its pages; negative or None: one page in the old spelling, without a number.
     """
     if order is None or order < 0:
@@ -136,7 +136,7 @@ def ref_names(format: AnyFormat, order: int | None) -> list[str]:
 def offer_keys(
     formats: Sequence[AnyFormat], order: int | None, beside: Sequence[AnyFormat], offer: Offer
 ) -> dict[str, Value]:
-    """The keys that tell of an offer, with their values: what `read_offer` reads."""
+    """The keys of an offer with their values, as `read_offer` reads them."""
     keys: dict[str, Value] = {}
     if len(offer.queues) > 1:
         keys[NUM_QUEUES] = len(offer.queues)
@@ -156,7 +156,7 @@ def offer_keys(
 def keys_to_remove(
     formats: Sequence[AnyFormat], beside: Sequence[AnyFormat], offer: Offer, offered: Mapping[str, Value]
 ) -> list[str]:
-    """The keys whose absence means something and that are not offered: an earlier offer may have left them."""
+    """The keys whose absence has a meaning and that this offer does not have: an earlier offer may have left them."""
     several = len(offer.queues) > 1
     prefixes = [f"queue-{number}/" if several else "" for number in range(len(offer.queues))]
     keys = [

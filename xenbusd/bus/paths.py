@@ -18,8 +18,8 @@ _CLASS = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}", re.ASCII)
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
 
 BUS_ID_MAX = 19
-"""Characters of a device's bus id such as "vbd-5-51712", at most. Linux has room for one more byte, the final NUL, and
-makes no bus device for a longer one, without a word (include/xen/xenbus.h, XEN_BUS_ID_SIZE)."""
+"""The longest bus id of a device such as "vbd-5-51712", in characters. Linux has room for one more byte, the final NUL,
+and silently makes no bus device for a longer one (include/xen/xenbus.h, XEN_BUS_ID_SIZE)."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class DeviceId:
 
     @property
     def libxl_path(self) -> str:
-        """Where libxl notes the devices that it manages; such a one's scripts are libxl's to run (T25)."""
+        """Where libxl records the devices that it manages; libxl runs the hotplug scripts of these devices (T25)."""
         return f"/libxl/{self.frontend_domid}/device/{self.device_class}/{self.devid}"
 
     def path(self, side: Side) -> str:
@@ -113,7 +113,7 @@ def parse_name(name: str) -> DeviceId:
         if domid is not None and devid is not None and backend_domid is not None:
             return DeviceId(DeviceClass(parts[0]), Domid(domid), Devid(devid), Domid(backend_domid))
     raise UsageError(
-        f"{name!r} is not a device name: write CLASS/DOMID/DEVID, as in vbd/3/51712, and behind it @ and the backend's "
+        f"{name!r} is not a device name: write CLASS/DOMID/DEVID, as in vbd/3/51712, followed by @ and the backend's "
         "domid if that is not 0"
     )
 

@@ -25,7 +25,7 @@ assert sys.byteorder == "little", "Xen's ring indices are little-endian on every
 
 
 class _Ring:
-    """What both ends share: the words of the header and the slots behind it.
+    """The part common to both ends: the words of the header and the slots behind it.
 
     Args:
         view: the ring's pages, writable, page-aligned.
@@ -50,12 +50,12 @@ class _Ring:
         return bytes(self._view[start : start + count * self._slot_bytes]), count
 
     def release(self) -> None:
-        """Let go of the pages, so that they can be unmapped. The ring is of no use after it."""
+        """Release the pages, so that they can be unmapped. The ring cannot be used after that."""
         self._words.release()
         self._view.release()
 
     def indices(self) -> dict[str, int]:
-        """The four shared indices, for people."""
+        """The four shared indices, by name, for display."""
         words = self._words
         return {
             "req_prod": words[REQ_PROD],
@@ -72,12 +72,12 @@ class BackRing(_Ring):
         view: the mapped ring; its slices are released with `release`.
         slot_bytes: the stride.
         attach: adopt a ring that another backend of this device has served: begin at its last published response,
-            as Linux' BACK_RING_ATTACH does. Otherwise both of our counters begin at 0.
+            as Linux's BACK_RING_ATTACH does. Otherwise both of our counters begin at 0.
         journal: records each batch of responses, so that the next daemon can attach after we were killed. When
             attaching, the responses that it holds as unpublished are put again; the first `publish` shows them.
 
     Raises:
-        RingError: attached to a ring that holds more requests than it has slots, or that its journal does not go with.
+        RingError: attached to a ring that holds more requests than it has slots, or that does not match its journal.
     """
 
     __slots__ = ("_answers", "_journal", "_published", "req_cons")
@@ -116,9 +116,9 @@ class BackRing(_Ring):
         count = (produced - self.req_cons) & U32
         if not count:
             return b"", 0
-        if count + self.unanswered > self.size:  # not from rsp_prod: a producer that goes back would pass for one ahead
+        if count + self.unanswered > self.size:  # counted from rsp_prod, a producer that went back would pass
             raise RingError(
-                f"the frontend's req_prod {produced} cannot be: {self.req_cons} is next, "
+                f"the frontend's req_prod {produced} is impossible: {self.req_cons} is next, "
                 f"and {self.unanswered} of {self.size} slots await their answers"
             )
         if not ORDERED:
@@ -142,7 +142,7 @@ class BackRing(_Ring):
         self._answers += responses
 
     def publish(self) -> bool:
-        """Write all responses put so far and show them. Return whether the frontend asked to be notified of them."""
+        """Write all responses put so far and publish them. Return whether the frontend asked to be notified of them."""
         answers = self._answers
         if not answers:
             return False
@@ -239,7 +239,7 @@ class FrontRing(_Ring):
         self.req_prod = (index + 1) & U32
 
     def publish(self) -> bool:
-        """Show all requests put so far. Return whether the backend asked to be notified of them."""
+        """Publish all requests put so far. Return whether the backend asked to be notified of them."""
         new, old = self.req_prod, self._published
         if new == old:
             return False

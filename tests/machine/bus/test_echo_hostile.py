@@ -115,7 +115,7 @@ FATAL: list[tuple[Attack, bytes]] = [
     (far_req_prod, b"22 the frontend's req_prod 4000000 "),
     (backward_req_prod, b"22 the frontend's req_prod 0 "),
     (one_too_many, b"22 the frontend's req_prod 34 "),
-    (bad_slot, b"22 a request that cannot be: a line of 61 bytes in a slot for 60"),
+    (bad_slot, b"22 an impossible request: a line of 61 bytes in a slot for 60"),
     (ring_that_says_much, b"22 the frontend's req_prod 4294967040 "),
     (foreign_ring, b" xengnttab_map_domain_grant_refs("),
     (read_only_ring, b" xengnttab_map_domain_grant_refs("),
@@ -264,7 +264,7 @@ LIES: list[tuple[str, Callable[[HandBackend], None], bytes]] = [
     ("rsp_prod", lambda ring: ring.words.__setitem__(RSP_PROD, 7), b"22 the backend's rsp_prod 7 "),
     ("far", lambda ring: ring.words.__setitem__(RSP_PROD, 4_000_000), b"22 the backend's rsp_prod 4000000 "),
     ("id", lambda ring: ring.answer(Line(9, b"whose?").pack()), b"22 a response to request 9, which was not made"),
-    ("slot", lambda ring: ring.answer(SLOT.pack(31, 200, b"")), b"22 a response that cannot be: a line of 200 bytes"),
+    ("slot", lambda ring: ring.answer(SLOT.pack(31, 200, b"")), b"22 an impossible response: a line of 200 bytes"),
 ]
 
 

@@ -83,8 +83,8 @@ def no_gref(hand: Hand) -> None:
 @pytest.mark.parametrize(
     ("lie", "complaint"),
     [
-        (many(0), b"22 /local/domain/5/device/many/0/multi-queue-num-queues is 0; 1 to 4 can be had"),
-        (many(5), b"22 /local/domain/5/device/many/0/multi-queue-num-queues is 5; 1 to 4 can be had"),
+        (many(0), b"22 /local/domain/5/device/many/0/multi-queue-num-queues is 0; it must be 1 to 4"),
+        (many(5), b"22 /local/domain/5/device/many/0/multi-queue-num-queues is 5; it must be 1 to 4"),
         (many(1 << 20), b"22 /local/domain/5/device/many/0/multi-queue-num-queues holds '1048576'"),
         (many(3), b"22 /local/domain/5/device/many/0/queue-2/ring-ref is missing"),
         (many(1), b"22 /local/domain/5/device/many/0/ring-ref is missing"),

@@ -67,8 +67,8 @@ async def test_one_queue_may_be_named() -> None:
         ({"ring_page_order": b"-1"}, "which is no ring page order up to 2"),
         ({"ring_page_order": b"1"}, "ring-ref0 is missing"),
         ({"ring_page_order": b"1", "ring_ref0": b"1"}, "ring-ref1 is missing"),
-        ({"multi_queue_num_queues": b"2"}, "is 2; 1 to 1 can be had"),
-        ({"multi_queue_num_queues": b"0"}, "is 0; 1 to 1 can be had"),
+        ({"multi_queue_num_queues": b"2"}, "is 2; it must be 1 to 1"),
+        ({"multi_queue_num_queues": b"0"}, "is 0; it must be 1 to 1"),
         ({"multi_queue_num_queues": b"many"}, "which is no number of queues"),
     ],
 )
@@ -104,8 +104,8 @@ async def test_several_queues(pages: int | None) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"multi_queue_num_queues": b"5"}, "multi-queue-num-queues is 5; 1 to 4 can be had"),
-        ({"multi_queue_num_queues": b"0"}, "multi-queue-num-queues is 0; 1 to 4 can be had"),
+        ({"multi_queue_num_queues": b"5"}, "multi-queue-num-queues is 5; it must be 1 to 4"),
+        ({"multi_queue_num_queues": b"0"}, "multi-queue-num-queues is 0; it must be 1 to 4"),
         ({"multi_queue_num_queues": b"65536"}, "which is no number of queues"),
         ({"multi_queue_num_queues": b"3"}, "queue-2/ring-ref is missing"),
         ({"queue_1/ring_ref": b"x"}, "queue-1/ring-ref holds 'x', which is no grant reference"),
