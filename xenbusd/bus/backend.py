@@ -1,4 +1,5 @@
-"""The backend's end of a device: what a backend driver calls, in the order of the 2006 paper's event diagram.
+"""The backend's end of a device: the methods that a backend driver calls, in the order of the 2006 paper's event
+diagram.
 
 Decision: D63.
 """
@@ -23,7 +24,7 @@ from xenbusd.errors import OtherendTimeout
 from xenbusd.ring.layout import Raw, Req, RingFormat, Rsp
 
 INIT_WAIT_S = 0.5
-"""How long InitWait stands before Connected where libxl must see it and runs no script meanwhile."""
+"""How long InitWait is held before Connected where libxl must see InitWait and runs no script meanwhile."""
 
 _PAGE: RingFormat[Raw, Raw] = RingFormat(slot_bytes=1, request=Raw, response=Raw)
 """The keys of a page that is no ring: those of a ring of one page."""
@@ -35,8 +36,8 @@ class BackendDevice(Handle):
     _device: BackendLife
 
     async def advertise(self, *, run_script: bool = True, **features: Value) -> None:
-        """Publish what the frontend must know before it makes its ring, switch to InitWait, and see the hotplug step
-        through. Return once the hotplug gate is open and the frontend has offered its ring.
+        """Publish the keys that the frontend must know before it makes its ring, switch to InitWait, and see the
+        hotplug step through. Return once the hotplug gate is open and the frontend has offered its ring.
 
         Args:
             run_script: False returns at InitWait, for a driver that has a step of its own before the hotplug script;
@@ -53,12 +54,12 @@ class BackendDevice(Handle):
             await self.run_script()
 
     async def run_script(self, **variables: str) -> None:
-        """The rest of `advertise(run_script=False)`: run the hotplug script, if the device has one that is ours to run
-        and that has not run yet, and return once the gate is open and the frontend has offered its ring.
+        """Complete `advertise(run_script=False)`: run the hotplug script, if the device has one that we must run and
+        that has not run yet, and return once the gate is open and the frontend has offered its ring.
 
         Args:
-            variables: more for the script's environment, such as vif="vif5.0". The `remove` script gets them, too, if
-                the same daemon runs it.
+            variables: further variables for the script's environment, such as vif="vif5.0". The `remove` script gets
+                them, too, if the same daemon runs it.
 
         Raises:
             ConnectionEnded: the device closes before it ever connected.
@@ -67,11 +68,12 @@ class BackendDevice(Handle):
             return
         device = self._device
         await self._show_init_wait()
-        await device.hotplug.add(variables)  # not before InitWait is there to be seen (T19)
+        await device.hotplug.add(variables)  # not before InitWait can be seen (T19)
         await device.until(self._offered)
 
     async def _show_init_wait(self) -> None:
-        """Hold InitWait for libxl, which polls for exactly that, where no script of its would hold it (T19)."""
+        """Hold InitWait for libxl, which polls for exactly that state, where no script of libxl's would hold it
+        (T19)."""
         device = self._device
         if not device.hotplug.hold_init_wait:
             return
@@ -100,15 +102,15 @@ class BackendDevice(Handle):
         Leaving the context closes the port and unmaps the ring; Closing and Closed are written after that.
 
         Args:
-            format: what the ring carries.
-            journal: what the driver promises of its responses, so that the next daemon knows whether to adopt the ring.
+            format: the ring's format.
+            journal: the driver's promise about its responses, by which the next daemon knows whether to adopt the ring.
             published: keys of our directory that the frontend reads once we are Connected, in the same transaction.
 
         Raises:
-            NodeValueError: the offer is not complete or not sound.
-            GrantError, EventChannelError: Xen does not let us have what was offered.
+            NodeValueError: the offer is incomplete or invalid.
+            GrantError, EventChannelError: Xen refuses the pages or ports that were offered.
             ConnectionEnded: the toolstack closes the device, or the previous daemon's ring cannot be adopted.
-        Blocks: mapping goes through a thread, for it can sleep in the kernel (T66).
+        Blocks: mapping runs in a thread, since it can sleep in the kernel (T66).
         """
         async with self.connect_queues(format, max_queues=1, journal=journal, **published) as links:
             yield links[0]
@@ -125,7 +127,7 @@ class BackendDevice(Handle):
         """As `connect`, with as many rings as the frontend has offered (T28): `start` each link.
 
         Args:
-            format: what each ring carries.
+            format: the format of each ring.
             max_queues: how many were advertised, as `multi-queue-max-queues`.
             journal: as for `connect`, for each ring by itself.
             published: keys of our directory; written once, when all rings are mapped.
@@ -150,12 +152,13 @@ class BackendDevice(Handle):
         """As `connect`, for a class whose queues have several rings each, with rings beside the queues: `start` each
         link.
 
-        The rings of a queue sit on a port each or share one, as the frontend has offered them.
+        The rings of a queue have a port each or share one, as the frontend has offered.
 
         Args:
-            formats: what the rings of each queue carry; they name the keys, such as tx-ring-ref.
+            formats: the formats of the rings of each queue; they name the keys, such as tx-ring-ref.
             max_queues: how many queues were advertised.
-            beside: what rings beside the queues carry, such as a control ring; the frontend may leave them out.
+            beside: the formats of rings beside the queues, such as a control ring; the frontend may leave these rings
+                out.
             journal: as for `connect`, for each ring by itself.
             published: keys of our directory; written once, when all rings are mapped.
 
@@ -171,8 +174,8 @@ class BackendDevice(Handle):
             stack.callback(setattr, device, "details", None)
             if self.adopted:
                 for link in mapped.links:
-                    link.ring.publish()  # what the previous daemon had no time to show
-                    link.notify()  # its notification may be lost
+                    link.ring.publish()  # responses that the previous daemon had no time to publish
+                    link.notify()  # the previous daemon's notification may be lost
                 device.now_adopted()
             else:
                 await device.now_connected(keys(published))
@@ -189,10 +192,10 @@ class BackendDevice(Handle):
         that stops, or is killed, leaves the device Connected, and the next one adopts the page.
 
         Raises:
-            NodeValueError: the offer is not complete or not sound.
-            GrantError, EventChannelError: Xen does not let us have what was offered.
+            NodeValueError: the offer is incomplete or invalid.
+            GrantError, EventChannelError: Xen refuses the pages or ports that were offered.
             ConnectionEnded: the previous daemon left a page that cannot be adopted.
-        Blocks: mapping goes through a thread, for it can sleep in the kernel (T66).
+        Blocks: mapping runs in a thread, since it can sleep in the kernel (T66).
         """
         offer = await read_offer(self.otherend, (_PAGE,), max_queues=1)
         link = await map_page(self, self._device, offer.queues[0].rings[0])

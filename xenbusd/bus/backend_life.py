@@ -61,7 +61,7 @@ class BackendLife(Device):
             Whether to begin now; otherwise `wait_again` says when.
 
         Raises:
-            ConnectionEnded: nothing to do here.
+            ConnectionEnded: there is nothing to do for this device.
         """
         seen = await self.begin()
         await self.hotplug.read()
@@ -81,7 +81,7 @@ class BackendLife(Device):
         """Log why the previous daemon's ring or page cannot be adopted, so that the device must close.
 
         Raises:
-            ConnectionEnded: what the block raises.
+            ConnectionEnded: the one that the block raises.
         """
         try:
             yield
@@ -90,7 +90,8 @@ class BackendLife(Device):
             raise
 
     async def close(self) -> None:
-        """Go to Closed, through Closing where a frontend is there to see it. Nothing of the frontend is mapped now."""
+        """Go to Closed, through Closing if there is a frontend to see it. No page of the frontend is mapped any
+        more."""
         forget(self.services.run_dir, self.id.log_name)
         seen = await self.observe()
         if self.is_not_ours(seen):
@@ -115,7 +116,7 @@ class BackendLife(Device):
 
         Args:
             failed: the last connection ended by an error; then a frontend that has been at Initialising all the time
-                does not count as beginning again, or a target that cannot be opened would be tried for ever.
+                does not count as beginning again: otherwise a target that cannot be opened would be tried for ever.
         """
 
         def step(seen: Seen) -> bool | None:
@@ -132,7 +133,7 @@ class BackendLife(Device):
                 return True
             if self.stopping or self.is_not_ours(self.seen):
                 return False
-            if self.seen.own is State.CLOSING:  # the toolstack's, after we had Closed by ourselves
+            if self.seen.own is State.CLOSING:  # the toolstack wrote it after we had Closed by ourselves
                 await self.close()
                 continue
             await self.hotplug.remove()
@@ -141,11 +142,12 @@ class BackendLife(Device):
             await self.until(self._toolstack_moves, NOT_REMOVED)
 
     def _toolstack_moves(self, seen: Seen) -> bool | None:
-        """Whether the toolstack has done more than remove us: it may want us back, or write its 5 only now (T52)."""
+        """Whether the toolstack has acted, and not only by removing us: it may want us back, or write its 5 only now
+        (T52)."""
         return True if self.stopping or self.is_not_ours(seen) or seen.online or seen.own is State.CLOSING else None
 
     async def _remove(self) -> None:
-        """Remove our directory: in a driver domain nobody else does, and the toolstack waits for it (T53)."""
+        """Remove our directory: in a driver domain nobody else removes it, and the toolstack waits for that (T53)."""
         keep = self.path.partition("/backend/")[0] + "/backend"
-        with suppress(StoreError):  # the toolstack was first
+        with suppress(StoreError):  # the toolstack removed it first
             await self.store.transaction(lambda tx: prune(tx, self.path, keep))

@@ -32,12 +32,12 @@ PAUSE_MAX_S = 0.1
 
 
 class Channel:
-    """One port and those that are called for its events.
+    """One port, and the rings or pages that are called for its events.
 
     Args:
         ports: delivers the events of all ports of this process.
         port: ours, bound or open; `close` closes it.
-        tally: where this queue is counted; "notifications" are events sent, "throttled" pauses.
+        tally: the counts of this queue; "notifications" are events sent, "throttled" pauses.
         failed: called with the error that a turn has raised.
     """
 
@@ -48,7 +48,7 @@ class Channel:
         self.masked = True
         """Whether the port will be silent until `unmask`."""
         self.is_only_active = False
-        """Whether no other port of this process had an event since this one's turn before."""
+        """Whether no other port of this process had an event since this port's previous turn."""
         self._ports = ports
         self._events = ports.events
         self._failed = failed
@@ -68,7 +68,7 @@ class Channel:
 
         Args:
             turn: drains; returns whether there may be more to do at once. Not a coroutine. An error that it raises
-                detaches everybody and goes to `failed`.
+                detaches all rings and pages, and is passed to `failed`.
         """
         self._turns.append(turn)
         self._ports.attach(self.port, self._delivered)
@@ -123,7 +123,8 @@ class Channel:
     def unmask(self) -> None:
         """Let the port wake us again: at once, or after a pause if too many events in a row were spurious.
 
-        Some events are, for a ring is drained until it is empty, and its last requests' events come later.
+        A few spurious events are normal: a ring is drained until it is empty, and the events of its last requests come
+        later.
         """
         self.masked = False
         self._spurious += 1

@@ -1,7 +1,7 @@
-"""What a device counts, queue by queue: declared counters and histograms, and snapshots of them. Pure.
+"""A device's counters and histograms, declared once and kept for each queue; and snapshots of them. Pure.
 
-What is counted is declared once, with its unit and its meaning: by the bus for every class (`COMMON`), by a driver for
-its own in its class body:
+Each counter or histogram is declared once, with its unit and its meaning: by the bus for every class (`COMMON`), by a
+driver, for its own class, in the class body:
 
     class VifBackend(Backend, device_class="vif"):
         counters = (
@@ -9,12 +9,12 @@ its own in its class body:
             Histogram("batch", "packets", "delivered by one notification", bounds=(1, 4, 16, 64)),
         )
 
-and counted on the data path, in what each link has of its own: `link.counters["dropped"] += 1` is one step in a plain
-dict, `link.histograms["batch"].add(count)` a bisection. A driver that has no link at hand counts in `dev.counters` and
+Each link has its own, for the data path: `link.counters["dropped"] += 1` is one step in a plain dict,
+`link.histograms["batch"].add(count)` a bisection. A driver that has no link at hand counts in `dev.counters` and
 `dev.histograms`. A name that was not declared is a KeyError.
 
 `dev.counters` shows the sums over the device and all its queues; they are kept over reconnects. A `Snapshot`, of the
-device or of one queue, is what is exported; drivers need not know in which format.
+device or of one queue, is exported; drivers need not know the format.
 
 Decision: D58.
 """
@@ -32,8 +32,8 @@ class Counter:
 
     Args:
         name: an identifier in small letters, unique for the device.
-        unit: what one is, in the plural: "requests", "bytes".
-        help: what they have in common, to be read after the unit: "taken from the ring".
+        unit: the thing that is counted, in the plural: "requests", "bytes".
+        help: which of these things are counted, to be read after the unit: "taken from the ring".
         rare: leave it out where it is 0.
     """
 
@@ -45,12 +45,12 @@ class Counter:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Values of which it is of interest how large they are.
+    """The distribution of a value: how many values were how large.
 
     Args:
         name, unit, help: as for `Counter`.
-        bounds: upper bounds of the buckets, each included in its bucket, ascending; one more bucket takes what is above
-            the last.
+        bounds: upper bounds of the buckets, each included in its bucket, ascending; one more bucket takes the values
+            above the last.
     """
 
     name: str
@@ -79,7 +79,8 @@ COMMON: tuple[Measure, ...] = (
 class HistogramSnapshot:
     """A histogram at one moment.
 
-    `counts` has one number for each of `bounds` and one for what is above; `total` is the sum of all values.
+    `counts` has one number for each of `bounds` and one for the values above the last; `total` is the sum of all
+    values.
     """
 
     bounds: tuple[float, ...]
@@ -89,7 +90,7 @@ class HistogramSnapshot:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What had been counted at one moment, by name, in the order of declaration; rare counters at 0 are left out."""
+    """The counts at one moment, by name, in the order of declaration; rare counters at 0 are left out."""
 
     counters: Mapping[str, int]
     histograms: Mapping[str, HistogramSnapshot]
@@ -111,15 +112,15 @@ class Distribution:
         self._total += value
 
     def snapshot(self) -> HistogramSnapshot:
-        """Return what it holds now."""
+        """Return its contents now."""
         return HistogramSnapshot(self._bounds, tuple(self._counts), self._total)
 
 
 class Tally:
-    """What is counted in one place: for one queue, or for the device outside its queues.
+    """The counts of one place: of one queue, or of the device outside its queues.
 
     Args:
-        measures: what there is to count.
+        measures: the counters and histograms to keep.
     """
 
     __slots__ = ("counts", "histograms")
@@ -156,27 +157,27 @@ class Counters(MutableMapping[str, int]):
 
     @property
     def histograms(self) -> Mapping[str, Distribution]:
-        """Histograms of the device, for what belongs to no queue."""
+        """Histograms of the device, for values that belong to no queue."""
         return self._own.histograms
 
     @property
     def own(self) -> Tally:
-        """What is counted outside the queues: for the device, or for a ring beside its queues."""
+        """The counts outside the queues: of the device, or of a ring beside its queues."""
         return self._own
 
     @property
     def queues(self) -> list[int]:
-        """The numbers of the queues that there have been."""
+        """The numbers of all queues that there have been so far."""
         return sorted(self._queues)
 
     def queue(self, number: int) -> Tally:
-        """What is counted for one queue; the same object for the same number, whatever connection it is."""
+        """The counts of one queue: the same object for the same number, in every connection."""
         if number not in self._queues:
             self._queues[number] = Tally(self._measures.values())
         return self._queues[number]
 
     def snapshot(self, queue: int | None = None) -> Snapshot:
-        """Return what has been counted.
+        """Return the counts so far.
 
         Args:
             queue: the number of a queue; None: the whole device.

@@ -1,14 +1,14 @@
-"""One end of a device: what it sees in the store, how it waits, and the one function that writes `state`.
+"""One end of a device: its view of the store, its waits, and the one function that writes `state`.
 
 Theory of operation. A `Device` is led through its life by one task of its own (see `supervisor`), and everything about
 it runs on the event loop of its process; none of its methods may be called from another thread. Watches are hints and
-nothing else: each of them wakes every waiter, and a waiter observes the store anew (`until`). What is observed at one
-moment is a `Seen`; whether the connection has ended is decided from it by the pure functions in `state`.
+nothing else: each of them wakes every waiter, and a waiter observes the store anew (`until`). One observation is a
+`Seen`, from which the pure functions in `state` decide whether the connection has ended.
 
-Two faces. What is here and in `BackendLife` and `FrontendLife` is for the bus: the scan creates a device, the
+Two faces. The methods here and in `BackendLife` and `FrontendLife` are for the bus: the scan creates a device, the
 supervisor leads it, rings and pages wait with it. A driver gets a `Handle` on it, `BackendDevice` or `FrontendDevice`,
-which has what an author may use and nothing else. A data path may call `fail` at any time; everything else is called by
-the device's task or by tasks that the driver started within `run`.
+which has the names that an author may use and no others. A data path may call `fail` at any time; everything else is
+called by the device's task or by tasks that the driver started within `run`.
 
 Decision: D73.
 """
@@ -54,9 +54,9 @@ class Device(ABC):
     """One end of a device, as the bus handles it.
 
     Args:
-        services: what all devices of the process share.
+        services: the services that all devices of the process share.
         id: which device.
-        otherend_path: the other end's directory, where our own names it; by default where it belongs.
+        otherend_path: the other end's directory, as our own directory names it; by default its usual place.
         measures: the driver's own counters and histograms.
     """
 
@@ -70,7 +70,7 @@ class Device(ABC):
         self.id = id
         self.path = id.path(self.side)
         self.own = Directory(services.store, self.path)
-        """Our directory: what the toolstack says of this device."""
+        """Our directory, in which the toolstack describes this device."""
         opposite_domid = id.frontend_domid if self.side is Side.BACKEND else id.backend_domid
         self.otherend = Otherend(services.store, opposite_domid, otherend_path or id.path(self.side.opposite))
         self.options: Mapping[str, Any] = services.options.get(id.device_class, {})
@@ -79,20 +79,20 @@ class Device(ABC):
         self.counters = Counters(measures)
         """Sums over all queues, for `show` and the closing log line."""
         self.details: Callable[[], dict[str, object]] | None = None
-        """More for `show` while connected: the indices of the rings."""
+        """Further facts for `show` while connected: the indices of the rings."""
         self.state = State.UNKNOWN
         """The state that we wrote last, or found when we appeared."""
         self.seen = Seen(State.UNKNOWN, State.UNKNOWN, False, None)
-        """What was observed last."""
+        """The latest observation."""
         self.connection = Connection()
         self.stopping = False
-        """The daemon stops; leave in order."""
+        """The daemon is stopping: leave in order."""
         self.waiting_for: Finding | None = None
-        """What has not happened yet; None while the device waits for nothing in particular."""
+        """The event that has not happened yet; None while the device waits for nothing in particular."""
         self.condition: Callable[[], Iterable[Finding]] = tuple
-        """What its driver knows; see `Driver.condition`."""
+        """The findings of its driver; see `Driver.condition`."""
         self.on_wake: set[Callable[[], None]] = set()
-        """Called at each wake: by waiters, and by links that wait for their ring as well."""
+        """Functions called at each wake, added by waiters, and by links that wait for their ring as well."""
         self.run_paths: set[str] = set()
         self._watch: Watch | None = None
 
@@ -104,7 +104,7 @@ class Device(ABC):
         return path
 
     def remove_run_paths(self) -> None:
-        """Remove what the driver left in the run directory."""
+        """Remove the files that the driver left in the run directory."""
         for path in self.run_paths:
             with suppress(FileNotFoundError):
                 os.unlink(path)
@@ -144,7 +144,7 @@ class Device(ABC):
             self.on_wake.discard(dirty.set)
 
     def forget_hints(self) -> None:
-        """Forget the watch's hints so far: what they hint at is about to be read. Waiters stay woken."""
+        """Forget the watch's hints so far: the nodes that they point to are about to be read. Waiters stay woken."""
         if self._watch is not None:
             self._watch.take()
 
@@ -174,7 +174,7 @@ class Device(ABC):
         return seen
 
     def note(self, seen: Seen) -> Seen:
-        """Keep what was seen, and put the steps of others on the timeline: the other end's, and the toolstack's."""
+        """Keep an observation, and put the steps of others on the timeline: the other end's, and the toolstack's."""
         if seen.own is not self.seen.own and seen.own not in (self.state, State.UNKNOWN) and self.state:
             self.timeline.record(self.side.value, seen.own.title)
         if seen.otherend is not self.seen.otherend and seen.own is not State.UNKNOWN:
@@ -251,7 +251,7 @@ class Device(ABC):
 
         Raises:
             ConnectionEnded: the directory is gone, or the toolstack closes the device.
-            LocalProtocolError: no such step; our bug.
+            LocalProtocolError: the step is illegal, which is a bug of ours.
         """
         state_path = self.path + "/state"
 

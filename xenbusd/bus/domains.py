@@ -14,8 +14,8 @@ RELEASE = "@releaseDomain"
 
 
 async def follow_domains(store: StoreClient, scans: Sequence[Scan]) -> None:
-    """On each `@releaseDomain`, which names no domain and may mean only a shutdown, check every domain that is an other
-    end of the scans' devices (T14, T57). Runs until it is cancelled.
+    """On each `@releaseDomain`, which names no domain and may mean only a shutdown, check every domain at the other end
+    of a scan's device (T14, T57). Runs until it is cancelled.
 
     Returns at once where the store refuses the watch: there the loss of the other end's directory is the only sign.
     """

@@ -36,11 +36,12 @@ class ScriptCall(NamedTuple):
 
     arguments: tuple[str, ...]
     variables: Mapping[str, str] = {}
-    """Added to its environment."""
+    """Variables added to the script's environment."""
 
 
 class Driver(ABC, Generic[Dev]):
-    """Common to both ends. Subclass `Backend` or `Frontend`, naming the class: `class X(Backend, device_class="x")`.
+    """The base of `Backend` and `Frontend`. Subclass one of these, naming the class:
+    `class X(Backend, device_class="x")`.
 
     There is one instance for each device; it lasts as long as the device.
     """
@@ -62,7 +63,7 @@ class Driver(ABC, Generic[Dev]):
         """Check the class's table of the configuration file, before any device is served. By default accept it.
 
         Args:
-            options: what devices get as `options`; it may hold keys for the other end's driver.
+            options: the table that devices get as `options`; it may hold keys for the other end's driver.
 
         Raises:
             UsageError: naming the table and the key.
@@ -74,13 +75,13 @@ class Driver(ABC, Generic[Dev]):
         """Serve or use one connection, from its beginning to its end. Called again when the other end reconnects."""
 
     def condition(self) -> Iterable[Finding]:
-        """Say what keeps this device from being used, as far as only the running driver knows: its image server is
-        being restarted, the disk is paused. `xenbusctl show` calls it, at any time. By default nothing.
+        """Report the reasons why this device cannot be used that only the running driver knows: its image server is
+        being restarted, the disk is paused. `xenbusctl show` calls this method, at any time. By default there are none.
         """
         return ()
 
     async def close(self) -> None:
-        """Release what was kept from one connection to the next: the device is gone, or the daemon stops."""
+        """Release everything that was kept from one connection to the next: the device is gone, or the daemon stops."""
 
 
 class Backend(Driver[BackendDevice]):
@@ -95,7 +96,7 @@ class Backend(Driver[BackendDevice]):
     """The kernel module with Linux's own backend for the class, as modprobe takes it. None: Linux has none."""
 
     live: ClassVar[Mapping[str, str]] = {}
-    """Keys of the backend's directory that may be changed while it is Connected, and what they mean."""
+    """Keys of the backend's directory that may be changed while it is Connected, with their meanings."""
 
     @classmethod
     def parse_devid(cls, text: str) -> Devid:
@@ -132,8 +133,8 @@ class Backend(Driver[BackendDevice]):
 
     @classmethod
     def explain(cls, nodes: Nodes) -> Iterable[Finding]:
-        """Say what keeps a device from being used, as far as both directories alone tell a driver of the class. Pure:
-        it works without a daemon. By default nothing.
+        """Report the reasons why a device cannot be used that a driver of the class can see in the two directories
+        alone. Pure: it works without a daemon. By default there are none.
 
         Args:
             nodes: both directories; the frontend's may hold anything.
@@ -143,8 +144,8 @@ class Backend(Driver[BackendDevice]):
 
     @classmethod
     def script_call(cls, action: str, domid: Domid, devid: Devid) -> ScriptCall:
-        """Say how the class's hotplug scripts are called, which must be as libxl calls them. By default with the action
-        alone, as a disk's are.
+        """Return how the class's hotplug scripts are called, which must be as libxl calls them. By default the action
+        is the only argument, as for a disk.
 
         Args:
             action: "add", before the device connects for the first time, or "remove", after it has closed for good.

@@ -13,14 +13,14 @@ from xenbusd.store.prune import prune
 from xenbusd.store.transaction import Transaction
 
 ERROR_TEXT_MAX = 512
-"""Bytes of an error node; a text repeats at most some of what the other end wrote."""
+"""The longest error node, in bytes: its text may quote the other end, and then only a part of what that end wrote."""
 
 
 async def report(store: StoreClient, id: DeviceId, side: Side, error: Exception) -> bool:
     """Write an end's error node.
 
     Returns:
-        Whether it is there now. A device that has gone leaves nothing behind (T7).
+        Whether the node is there now. A device that has gone leaves no node behind (T7).
     """
     text = f"{errno_of(error)} {error}".encode("utf-8", "backslashreplace")[:ERROR_TEXT_MAX]
 
@@ -30,13 +30,13 @@ async def report(store: StoreClient, id: DeviceId, side: Side, error: Exception)
 
     try:
         await store.transaction(body)
-    except StoreError:  # gone; or our part of the store is full: the log has it too
+    except StoreError:  # the device has gone, or our part of the store is full; the log has the error, too
         return False
     return True
 
 
 async def clear_error(store: StoreClient, id: DeviceId, side: Side) -> None:
-    """Remove what `report` left, and the directories that held only it."""
+    """Remove the error node that `report` wrote, and the directories that held only this node."""
     path = id.error_path(side)
     with suppress(StoreError):
         await store.read(path)  # most devices never had one: spare the store a transaction

@@ -1,8 +1,8 @@
-"""Findings: what keeps a device from being used, in words for an administrator. Pure.
+"""Findings: the reasons why a device cannot be used, in words for an administrator. Pure.
 
-The bus has one for what it waits for at the moment, the toolstack derives one from the store alone, and a driver adds
-what only it knows: from both ends' nodes (`Backend.explain`) or from a living device (`Driver.condition`). Sentences
-that several of them need are defined here, so that all of them say the same.
+The bus has one for the event that it is waiting for, the toolstack derives one from the store alone, and a driver adds
+findings that only it can make: from both ends' nodes (`Backend.explain`) or from a living device (`Driver.condition`).
+Sentences that several of them need are defined here, so that all of them say the same.
 
 Decisions: D59, D71.
 """
@@ -22,9 +22,10 @@ class Finding:
     """One fact about a device, and what can be done about it. `str(finding)` is a sentence without its full stop.
 
     Args:
-        who: whom it is about, with the domain where that matters: "the frontend in domain 5".
+        who: the party that it is about, with the domain where that matters: "the frontend in domain 5".
         what: the rest of the statement: "has not offered its ring (its state is Initialising)".
-        todo: what an administrator can do, as a request: "check that its driver is running"; empty: nothing but wait.
+        todo: the remedy, as a request to the administrator: "check that its driver is running"; empty: nothing but
+            wait.
     """
 
     who: str
@@ -55,7 +56,7 @@ def not_begun(domid: Domid, device_class: str) -> Finding:
 
 
 def not_offered(domid: Domid, state: State) -> Finding:
-    """A frontend for whose ring its backend waits, at InitWait."""
+    """A frontend that has not offered the ring for which its backend waits, at InitWait."""
     todo = "check that its driver is running" if state in (State.UNKNOWN, State.INITIALISING) else ""
     return Finding(end(Side.FRONTEND, domid), f"has not offered its ring (its state is {state.title})", todo)
 

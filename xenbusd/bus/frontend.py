@@ -1,4 +1,5 @@
-"""The frontend's end of a device: what a frontend driver calls, in the order of the 2006 paper's event diagram.
+"""The frontend's end of a device: the methods that a frontend driver calls, in the order of the 2006 paper's event
+diagram.
 
 Decision: D75.
 """
@@ -29,8 +30,8 @@ class FrontendDevice(Handle):
     _device: FrontendLife
 
     async def backend_ready(self) -> None:
-        """Wait for the backend's InitWait: what it advertises can be read now. A class whose frontend needs nothing
-        from its backend first (vtpm, T49) does not call this.
+        """Wait for the backend's InitWait; the keys that it advertises can be read then. A class whose frontend needs
+        nothing from its backend first (vtpm, T49) does not call this.
 
         Raises:
             ConnectionEnded: the device goes away meanwhile.
@@ -43,16 +44,17 @@ class FrontendDevice(Handle):
     ) -> AsyncIterator[FrontLink[Req, Rsp]]:
         """Share a fresh ring, open an event channel, publish both with other keys, and switch to Initialised.
 
-        Entered once the backend is Connected: what it published can be read then. Call `connected` when the user of
-        this domain can use the device. Leaving the context closes the port and takes the ring back.
+        The block is entered once the backend is Connected, and the keys that it published can be read then. Call
+        `connected` when the user of this domain can use the device. Leaving the context closes the port and takes the
+        ring back.
 
         Args:
-            format: what the ring carries.
+            format: the ring's format.
             order: log2 of the ring's pages; None is one page in the old spelling, `ring-ref` (T28).
             requested: more keys of our directory, in the same transaction.
 
         Raises:
-            GrantError, EventChannelError: no pages or ports to be had.
+            GrantError, EventChannelError: pages or ports cannot be allocated.
             ConnectionEnded: the backend closes instead.
         """
         async with self.offer_queues(format, queues=1, order=order, **requested) as links:
@@ -65,13 +67,13 @@ class FrontendDevice(Handle):
         """As `offer`, with several rings, each with an event channel of its own (T28): `start` each link.
 
         Args:
-            format: what each ring carries.
+            format: the format of each ring.
             queues: how many; no more than the backend's `multi-queue-max-queues`.
-            order: of each ring.
+            order: log2 of the pages of each ring.
             requested: more keys of our directory, in the same transaction.
 
         Raises:
-            GrantError, EventChannelError: no pages or ports to be had for all of them.
+            GrantError, EventChannelError: pages or ports cannot be allocated for all of them.
             ConnectionEnded: the backend closes instead.
         """
         offering = self.offer_rings(
@@ -96,21 +98,21 @@ class FrontendDevice(Handle):
         link.
 
         Args:
-            formats: what the rings of each queue carry; they name the keys, such as tx-ring-ref.
+            formats: the formats of the rings of each queue; they name the keys, such as tx-ring-ref.
             queues: how many; no more than the backend's `multi-queue-max-queues`.
-            order: of each ring of a queue.
+            order: log2 of the pages of each ring of a queue.
             split_ports: each ring of a queue has a port of its own, in the key that its format names; otherwise they
                 share one, in `event-channel`. Only if the backend has advertised that it can.
-            beside: what rings beside the queues carry, such as a control ring: all that the class knows.
+            beside: the formats of all rings beside the queues that the class knows, such as a control ring.
             left_out: those of `beside` that are not offered, because the backend has not advertised them.
             requested: more keys of our directory, in the same transaction.
 
         Raises:
-            GrantError, EventChannelError: no pages or ports to be had for all of them.
+            GrantError, EventChannelError: pages or ports cannot be allocated for all of them.
             ConnectionEnded: the backend closes instead.
         """
         device = self._device
-        if self.seen.otherend not in _BACKEND_BEGINS:  # what it shows is left from the last connection
+        if self.seen.otherend not in _BACKEND_BEGINS:  # its state is left over from the last connection
             await self._until_backend_is(_BACKEND_BEGINS, self._backend("has not begun again"))
         with ExitStack() as stack:
             shared = SharedRings(self, device, stack)
@@ -126,14 +128,14 @@ class FrontendDevice(Handle):
         """Share a page of zeros, for a class whose shared page is no ring, open an event channel, publish both with
         other keys, and switch to Initialised.
 
-        Entered once the backend is Connected. Call `connected` when the user of this domain can use the device. Leaving
-        the context closes the port and takes the page back.
+        The block is entered once the backend is Connected. Call `connected` when the user of this domain can use the
+        device. Leaving the context closes the port and takes the page back.
 
         Args:
             requested: more keys of our directory, in the same transaction.
 
         Raises:
-            GrantError, EventChannelError: no page or port to be had.
+            GrantError, EventChannelError: the page or the port cannot be allocated.
             ConnectionEnded: the backend closes instead.
         """
         await self._until_backend_is(_BACKEND_BEGINS, self._backend("has not begun"))
@@ -154,7 +156,7 @@ class FrontendDevice(Handle):
         return Finding(end(Side.BACKEND, self.otherend.domid), what)
 
     async def _until_backend_is(self, states: Sequence[State], waiting_for: Finding) -> None:
-        """Wait for one of some states of the backend's.
+        """Wait until the backend is at one of `states`.
 
         Raises:
             ConnectionEnded: the connection ends instead.
@@ -170,7 +172,7 @@ class FrontendDevice(Handle):
         """Switch to Connected: the device can be used.
 
         Raises:
-            ConnectionEnded: it closes instead.
+            ConnectionEnded: the device closes instead.
         """
         await self._device.now_connected()
         self._device.attempts = 0

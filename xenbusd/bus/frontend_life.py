@@ -18,7 +18,7 @@ from xenbusd.bus.state import Seen, Side, State, frontend_end_reason, parse_stat
 from xenbusd.errors import ConnectionEnded, OtherendTimeout
 
 CLOSE_S = 5.0
-"""How long a backend may take for each step of a close; Linux' frontends wait as long (xenbus_reset_state)."""
+"""How long a backend may take for each step of a close; Linux's frontends wait as long (xenbus_reset_state)."""
 
 BACK_OFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Pauses before another try with a backend that keeps closing on us."""
@@ -36,7 +36,7 @@ class FrontendLife(Device):
     ) -> None:
         super().__init__(services, id, otherend_path, measures)
         self.attempts = 0
-        """Connections since one got as far as Connected."""
+        """Connections since the last one that reached Connected."""
 
     async def observe(self) -> Seen:
         """Read our `state`, and the backend's `state` and `online`."""
@@ -50,8 +50,8 @@ class FrontendLife(Device):
         return frontend_end_reason(seen, self.state)
 
     async def until_ended(self) -> str:
-        """Wait for as long as the connection lasts. A backend that leads into Closing sees us follow; requests under
-        way can still be finished after that, for it serves the ring until we have Closed (T50)."""
+        """Wait for as long as the connection lasts. We follow a backend that switches to Closing; requests under way
+        can still be finished after that, since the backend serves the ring until we have Closed (T50)."""
         reason = await super().until_ended()
         if self.seen.own is State.CONNECTED and self.seen.otherend is State.CLOSING:
             with suppress(ConnectionEnded):
@@ -66,7 +66,7 @@ class FrontendLife(Device):
             True: begin now.
 
         Raises:
-            ConnectionEnded: nothing to do here.
+            ConnectionEnded: there is nothing to do for this device.
         """
         seen = await self.begin()
         if seen.own is not State.INITIALISING:

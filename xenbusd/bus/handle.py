@@ -1,5 +1,5 @@
-"""A driver's handle on a device: what both ends' authors may use. `BackendDevice` and `FrontendDevice` add the
-handshake. `docs/writing-a-driver.md` lists every name, and a test compares that list with what is public here.
+"""A driver's handle on a device: the names that drivers of both ends may use. `BackendDevice` and `FrontendDevice` add
+the handshake. `docs/writing-a-driver.md` lists every name, and a test compares that list with the public names here.
 
 Decisions: D64, D74.
 """
@@ -21,10 +21,10 @@ T = TypeVar("T")
 
 
 class Handle:
-    """Common to both ends. One for each device, the same at each `run`.
+    """The part that both ends have in common. There is one handle for each device, the same at each `run`.
 
     Args:
-        device: the device itself, which is for the bus; `_device` is private to this package.
+        device: the device itself, for the bus only: `_device` is private to this package.
     """
 
     def __init__(self, device: Device) -> None:
@@ -38,12 +38,12 @@ class Handle:
         self.options = device.options
         """The class's table of the configuration file."""
         self.log = device.log
-        """The device's log; lines name the device."""
+        """The device's log; every line names the device."""
         self.counters = device.counters
         """Sums over all queues, for `show` and the closing log line; a driver counts here, or for one queue in its
         link."""
         self.histograms = device.counters.histograms
-        """The driver's own, for what belongs to no queue."""
+        """The driver's own histograms, for values that belong to no queue."""
 
     @property
     def adopted(self) -> bool:
@@ -52,12 +52,12 @@ class Handle:
 
     @property
     def stopping(self) -> bool:
-        """Whether the daemon stops: another one will adopt the connection."""
+        """Whether the daemon is stopping: another one will adopt the connection."""
         return self._device.stopping
 
     @property
     def seen(self) -> Seen:
-        """What the store said of both ends when it was observed last."""
+        """Both ends as the store showed them when it was observed last."""
         return self._device.seen
 
     def run_path(self, suffix: str) -> str:
@@ -95,11 +95,11 @@ class Handle:
         return await self._device.until(step, waiting_for, deadline_s=deadline_s)
 
     def check(self, seen: Seen) -> None:
-        """Raise what ends the connection, if anything does.
+        """Raise the exception that ends the connection, if the connection has ended.
 
         Raises:
             ConnectionEnded: the connection has ended.
-            Exception: what `fail` was given.
+            Exception: the error that `fail` was given.
         """
         self._device.check(seen)
 
@@ -110,14 +110,14 @@ class Handle:
             Why it has ended.
 
         Raises:
-            Exception: what `fail` was given.
+            Exception: the error that `fail` was given.
         """
         return await self._device.until_ended()
 
     async def changes(self) -> AsyncIterator[None]:
-        """Yield once at once, and again after each hint that something about this device may have changed: a key of our
-        own directory, or the other end's `state`, if only written again (T34). For a driver's own task, which re-reads
-        the keys it follows; it ends when that task is cancelled.
+        """Yield at once, and again after each hint that something about this device may have changed: a key of our
+        own directory, or the other end's `state`, even if it was only written again (T34). For a driver's own task,
+        which re-reads the keys it follows; it ends when that task is cancelled.
         """
         with self._device.wakes() as dirty:
             while True:
@@ -127,8 +127,8 @@ class Handle:
                 await dirty.wait()
 
     async def republish(self, values: Mapping[str, Value]) -> None:
-        """Write keys of our directory while Connected, and `state` once more with the value that it has: the other end
-        sees that, and reads them again (T34). All in one transaction; no step of state.
+        """Write keys of our directory while Connected, and write `state` again with its present value, so that the
+        other end notices and reads the keys again (T34). All of it is one transaction, and no change of state.
 
         Args:
             values: by key; feature_upper and feature-upper are one.
@@ -156,10 +156,10 @@ class Handle:
         """Write an error node, without ending the connection.
 
         Returns:
-            Whether it is there now. A device that has gone leaves nothing behind (T7).
+            Whether the node is there now. A device that has gone leaves no node behind (T7).
         """
         return await self._device.report(error)
 
     async def clear_error(self) -> None:
-        """Remove what `report` left."""
+        """Remove the error node that `report` wrote."""
         await self._device.clear_error()

@@ -1,12 +1,12 @@
 """How one backend daemon hands a connection to the next: files in the run directory, one for each ring or page.
 
 While a device is connected, each of its rings has a journal there, and a page that is no ring has a note. The next
-daemon adopts a ring if its journal says that its slots can be trusted to hold requests: which promise that takes is the
-journal's policy, and a driver names one, `dev.connect(RING, journal=InOrder())`. A device's rings are adopted together:
-if one cannot be, none is, and the device is closed.
+daemon adopts a ring if its journal says that its slots can be trusted to hold requests. The journal's policy decides
+which promise that takes; a driver names the policy: `dev.connect(RING, journal=InOrder())`. A device's rings are
+adopted together: if one cannot be, none is, and the device is closed.
 
-Files are named after the device, as `<device>.ring` with the ring's number behind it where that is not 0. The files'
-formats do not change with xenbusd's version unless their magic or version does: an upgrade adopts.
+A file is named after its device, `<device>.ring`, with the ring's number appended where that is not 0. A new version of
+xenbusd adopts the files of the old one: their formats do not change, unless their magic or version does.
 
 Decisions: D2, D3, D34, D39, D61, D72.
 """
@@ -37,10 +37,11 @@ _NOTE_MAGIC = b"xbpg"
 
 @dataclass(frozen=True)
 class JournalPolicy:
-    """What a driver promises about its responses, and so when the next daemon may adopt its rings. Use a subclass."""
+    """A driver's promise about its responses, which decides when the next daemon may adopt its rings. Use a
+    subclass."""
 
     flags: ClassVar[Flags] = Flags(0)
-    """What a fresh journal says."""
+    """The promises in a fresh journal."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ AFTER_CLEAN_STOP = AfterCleanStop()
 
 
 def journal_path(run_dir: str, device: str, number: int = 0) -> str:
-    """Where the file of a device's ring `number`, or of its page, is.
+    """Return the path of the file of a device's ring `number`, or of its page.
 
     Args:
         run_dir: the run directory.
@@ -125,7 +126,7 @@ class Handover:
         size = size_bytes(slots(pages, slot_bytes), slot_bytes)
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.posix_fallocate(fd, 0, size)  # a page that cannot be had later would kill us by SIGBUS
+            os.posix_fallocate(fd, 0, size)  # a page that cannot be allocated later would kill us by SIGBUS
             self._memory = mmap(fd, size)
         finally:
             os.close(fd)
@@ -133,7 +134,8 @@ class Handover:
         return self.journal
 
     def adopt(self, ring_id: int, pages: int, slot_bytes: int) -> Journal:
-        """Take the previous daemon's journal. Its policy, not ours, says whether the ring can be adopted.
+        """Take over the previous daemon's journal. That daemon's policy, not ours, decides whether the ring can be
+        adopted.
 
         Raises:
             ConnectionEnded: there is none, it is another ring's, or the ring was not left in a state to be adopted.
@@ -166,7 +168,7 @@ class Handover:
             self.journal.flags |= Flags.LEFT
 
     def close(self) -> None:
-        """Let go of the journal; its file stays. Idempotent."""
+        """Close the journal; its file stays. Idempotent."""
         if self.journal is not None:
             self.journal.release()
             self.journal = None
@@ -176,9 +178,9 @@ class Handover:
 
 
 class PageNote:
-    """The note beside a page that is no ring: whether the request in the page was taken. Its policy is the driver's:
-    a daemon that adopts a page whose request was taken knows that the request may have been carried out, in full, in
-    part, or not at all.
+    """The note beside a page that is no ring: whether the request in the page was taken. The driver decides what
+    follows: a daemon that adopts a page whose request was taken knows that the request may have been carried out, in
+    full, in part, or not at all.
 
     Args:
         path: the file, made if it is not there; `forget` removes it.
@@ -210,7 +212,7 @@ class PageNote:
         self.taken = False
 
     def adopt(self) -> None:
-        """Take the previous daemon's note.
+        """Take over the previous daemon's note.
 
         Raises:
             ConnectionEnded: there is none, or it is another page's.
@@ -221,7 +223,7 @@ class PageNote:
         self._taken = bool(_NOTE.unpack(raw)[2])
 
     def close(self) -> None:
-        """Let go of the file, which stays. Idempotent."""
+        """Close the file, which stays. Idempotent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

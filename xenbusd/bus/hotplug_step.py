@@ -22,7 +22,7 @@ from xenbusd.store.transaction import Transaction
 
 
 class HotplugStep:
-    """One device's.
+    """The hotplug step of one device.
 
     Args:
         services: the store, and the runner of scripts.
@@ -47,7 +47,7 @@ class HotplugStep:
         self._log = log
         self._report = report
         self.script: str | None = None
-        """The device's script, whoever runs it; None: it has none."""
+        """The device's script, whether we or libxl run it; None: it has none."""
         self._is_ours = False
         self._variables = NO_VARIABLES
         self.remove_is_owed = False
@@ -64,7 +64,7 @@ class HotplugStep:
         self.hold_init_wait = script is None and managed is not None
 
     def resume(self, seen: Seen) -> None:
-        """Go on with a device that is beyond Initialising: a previous daemon has been here."""
+        """Take over a device that is beyond Initialising: a previous daemon has served it."""
         self.remove_is_owed = self._is_ours and seen.gate_open
         self.hold_init_wait = False
 
@@ -77,7 +77,7 @@ class HotplugStep:
         closed.
 
         Args:
-            variables: more for the script's environment; `remove` gets them again.
+            variables: further variables for the script's environment; `remove` gets them again.
         """
         if self.remove_is_owed or not self._is_ours or self.script is None or self._runner is None:
             return
@@ -118,7 +118,7 @@ class HotplugStep:
         )
 
     async def _mark_failed(self, error: HotplugError) -> None:
-        """Write what the script should have written itself, if it did not."""
+        """Write the nodes that the script should have written itself, if it did not."""
         status, text = await read_all(self._store, self._path + "/hotplug-status", self._path + "/hotplug-error")
         if status is None or text is None:
 

@@ -33,7 +33,7 @@ class MappedRings:
     Args:
         dev: the driver's handle, for the links.
         device: the device itself.
-        journal: the driver's promise, for each ring by itself.
+        journal: the driver's promise about its responses, for each ring by itself.
         stack: undoes everything; a ring's port is closed before the ring is unmapped.
     """
 
@@ -46,16 +46,16 @@ class MappedRings:
 
     @property
     def links(self) -> list[AnyLink]:
-        """All of them, in the order in which they were mapped, which is that of their journals' numbers."""
+        """All links, in the order in which they were mapped, which is that of their journals' numbers."""
         return [link for link, _ in self._opened]
 
     async def map(self, offer: Offer, formats: Sequence[AnyFormat], beside: Sequence[AnyFormat]) -> Rings[AnyLink]:
         """Map all rings of an offer, or none.
 
         Raises:
-            GrantError, EventChannelError: Xen does not let us have what was offered.
+            GrantError, EventChannelError: Xen refuses the pages or ports that were offered.
             ConnectionEnded: the previous daemon's rings cannot be adopted.
-        Blocks: mapping goes through a thread, for it can sleep in the kernel (T66).
+        Blocks: mapping runs in a thread, since it can sleep in the kernel (T66).
         """
         counters = self._device.counters
         queues = [

@@ -1,4 +1,4 @@
-"""Typed node values: what a key's bytes may be, both ways. Pure.
+"""Typed node values: how a key's bytes are read and written. Pure.
 
 Source: xen/include/public/io/*.h; the keys of each class stand in its driver's README.
 """
@@ -14,7 +14,7 @@ from xenbusd.errors import LocalProtocolError, NodeValueError
 T = TypeVar("T")
 
 Value = str | int | bool | bytes
-"""What can be written to a node. True and False become "1" and "0"."""
+"""The values that can be written to a node. True and False become "1" and "0"."""
 
 QUOTE_MAX = 64
 """Bytes of a bad value that an error message repeats."""
@@ -25,7 +25,7 @@ class NodeType(Generic[T]):
     """How to read one kind of node.
 
     Args:
-        name: what it is, after "no": "boolean", "number up to 4".
+        name: a noun for messages, to follow "no": "boolean", "number up to 4".
         parse: bytes to value; raises ValueError.
     """
 
@@ -36,7 +36,7 @@ class NodeType(Generic[T]):
         """Parse a node's value.
 
         Raises:
-            NodeValueError: naming path, value and what was expected.
+            NodeValueError: naming the path, the value and the expected type.
         """
         try:
             return self.parse(raw)
@@ -67,7 +67,7 @@ def unsigned(limit: int = 0xFFFFFFFF, name: str = "number") -> NodeType[int]:
 
 
 def choice(*values: str) -> NodeType[str]:
-    """One of some words."""
+    """One of these words."""
 
     def parse(raw: bytes) -> str:
         word = raw.decode("ascii")

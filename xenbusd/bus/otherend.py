@@ -30,15 +30,15 @@ class Directory:
         self.path = path
 
     async def read(self, key: str, kind: NodeType[T], *, default: T = _REQUIRED) -> T:
-        """Read one key, once; keep what you got, for its writer may change it at any time.
+        """Read one key, once. Keep the value that is returned: the node's writer may change it at any time.
 
         Args:
             key: relative to the directory.
-            kind: what it must be.
-            default: taken when the key is absent; without one, absence is an error.
+            kind: the type that its value must have.
+            default: returned when the key is absent; without one, absence is an error.
 
         Raises:
-            NodeValueError: absent, or not a `kind`.
+            NodeValueError: the key is absent, or its value is not of this kind.
         """
         path = f"{self.path}/{key}"
         try:
@@ -51,12 +51,12 @@ class Directory:
 
 
 class Otherend(Directory):
-    """The other end.
+    """The other end's directory.
 
     Args:
         store: our session.
-        domid: its domain, from a node that it cannot write (T11).
-        path: its directory, likewise.
+        domid: the other end's domain, from a node that the other end cannot write (T11).
+        path: the other end's directory, likewise.
     """
 
     __slots__ = ("domid", "is_dead", "state_path")
@@ -66,11 +66,11 @@ class Otherend(Directory):
         self.domid = domid
         self.state_path = path + "/state"
         self.is_dead = False
-        """Its domain has been destroyed, whatever its directory still says (T57)."""
+        """The other end's domain has been destroyed, whatever its directory still says (T57)."""
 
 
 async def read_all(store: StoreClient, *paths: str) -> list[bytes | None]:
-    """Read several nodes at once; None for one that is not there, or not for us (T9)."""
+    """Read several nodes at once; None for one that does not exist, or that we may not read (T9)."""
     answers = await asyncio.gather(*map(store.read, paths), return_exceptions=True)
     values: list[bytes | None] = []
     for answer in answers:

@@ -7,10 +7,10 @@
         await dev.connected()
         await link.serve(drain)
 
-What stands in the page, and whose turn it is, is the driver's matter; so is reading each byte of it once only. `drain`
+The driver defines the page's contents and whose turn it is, and must read each byte of the page only once. `drain`
 is a plain function, called at the beginning and at each event.
 
-A backend may adopt the page of the previous daemon (T15). The page cannot tell whether that daemon had taken the
+A backend may adopt the page of the previous daemon (T15). The page does not show whether that daemon had taken the
 request in it; a note beside the page does: see `BackPage.taken`.
 """
 
@@ -41,8 +41,8 @@ class PageLink:
         dev: the driver's handle on the device.
         device: the device itself.
         page: the shared page, 4096 bytes.
-        channel: where its events arrive.
-        grants: for pages besides this one.
+        channel: the event channel on which its events arrive.
+        grants: the grant tables, for pages besides this one.
         release: gives the page back; called once, after the port is closed.
     """
 
@@ -60,11 +60,11 @@ class PageLink:
         self.page = page
         """The shared page, 4096 bytes."""
         self.grants = grants
-        """For pages besides this one."""
+        """The grant tables, for pages besides this one."""
         self.counters = channel.counters
-        """Of this queue: `counters["requests"] += 1`."""
+        """This queue's counters: `counters["requests"] += 1`."""
         self.histograms = channel.histograms
-        """Of this queue."""
+        """This queue's histograms."""
         self.notify = channel.notify
         """Wake the other end."""
         self._channel = channel
@@ -117,7 +117,7 @@ class BackPage(PageLink):
     """The backend's end.
 
     Args:
-        note: what outlives this daemon; closed with the link, and kept.
+        note: the note beside the page, which outlives this daemon: closing the link closes the note and keeps its file.
     """
 
     def __init__(
@@ -141,12 +141,12 @@ class BackPage(PageLink):
 
     @taken.setter
     def taken(self, taken: bool) -> None:
-        """Set it before the first step of a request, and clear it once the response can be seen."""
+        """Set the note before the first step of a request, and clear it once the response can be seen."""
         self._note.taken = taken
 
     async def connected(self, **published: Value) -> None:
-        """Publish keys and switch to Connected: the page can be used. Does nothing for an adopted page; nor if the
-        toolstack closes the device already: it is served until its frontend has closed (T50).
+        """Publish keys and switch to Connected: the page can be used. Does nothing for an adopted page, nor if the
+        toolstack is already closing the device, which is then served until its frontend has closed (T50).
 
         Args:
             published: keys of our directory that the frontend reads once we are Connected, in the same transaction.
@@ -175,9 +175,9 @@ async def map_page(dev: Handle, device: BackendLife, offer: RingOffer) -> BackPa
     """Map a frontend's page, bind its event channel, and begin its note or adopt it. For `BackendDevice.connect_page`.
 
     Raises:
-        GrantError, EventChannelError: Xen does not let us have what was offered.
+        GrantError, EventChannelError: Xen refuses the pages or ports that were offered.
         ConnectionEnded: the previous daemon left a page that cannot be adopted.
-    Blocks: mapping goes through a thread, for it can sleep in the kernel (T66).
+    Blocks: mapping runs in a thread, since it can sleep in the kernel (T66).
     """
     services, domid = device.services, device.otherend.domid
     host = services.host
@@ -203,7 +203,7 @@ def share_page(dev: Handle, device: FrontendLife) -> tuple[PageLink, RingOffer]:
     """Share a page of zeros and open an event channel. For `FrontendDevice.offer_page`.
 
     Raises:
-        GrantError, EventChannelError: no page or port to be had.
+        GrantError, EventChannelError: the page or the port cannot be allocated.
     """
     services, domid = device.services, device.otherend.domid
     host = services.host

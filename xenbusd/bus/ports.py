@@ -38,7 +38,7 @@ class Ports:
         self._handlers.pop(port, None)
 
     def is_only_active(self, port: Port) -> bool:
-        """Note that `port` has work now. Return whether no other port had any since it was noted before."""
+        """Note that `port` has work now. Return whether no other port had work since this was noted last."""
         only = self._latest == port
         self._latest = port
         return only

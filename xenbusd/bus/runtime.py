@@ -1,8 +1,8 @@
 """The composition root: everything between a store session and the drivers, wired together in one place.
 
-A `Runtime` is used by the daemon, by each process of `xenbusd.testing`, and by whatever else runs drivers. It is handed
-a store session, a host interface and its settings; it makes what the devices share (`Services`), one `Scan` for each
-driver, and the task that follows the lives of other domains.
+A `Runtime` is used by the daemon, by each process of `xenbusd.testing`, and by any other program that runs drivers. It
+is handed a store session, a host interface and its settings; it makes the services that the devices share (`Services`),
+one `Scan` for each driver, and the task that follows the lives of other domains.
 
 It never assumes that it serves all devices of the machine: other processes may serve other devices of the same class
 (`is_ours`), and may have files in the same run directory (`owns_run_dir`). Signals, readiness, the control socket and
@@ -34,20 +34,20 @@ GUEST_WINDOW = 16
 
 
 class Runtime:
-    """The devices of one process, and what they share.
+    """The devices of one process, and the services that they share.
 
     Args:
         store: an open or yet to be opened session of our domain; its owner closes it, after `stop`.
         host: the interface to the machine; its owner closes it, after `stop`.
         drivers: one for each device class and side to serve.
         domid: our own domain.
-        log: where the devices' lines go.
+        log: the log that the devices' lines go to.
         run_dir: the directory for drivers' sockets and rings' journals; it exists.
         owns_run_dir: no other process keeps journals of these device classes there, so those of devices that are gone
             may be removed.
         options: each class's table of the configuration file.
-        hotplug: runs hotplug scripts; None where another program does.
-        is_ours: asked of each device before it is started; None: all that the store shows are ours.
+        hotplug: runs hotplug scripts; None where another program runs them.
+        is_ours: says of each device, before it is started, whether it is ours; None: all devices in the store are.
     """
 
     def __init__(
@@ -123,5 +123,5 @@ class Runtime:
     def cut(self) -> None:
         """Stop listening at once, as a process that is killed does; `stop` then finds nothing to do in order."""
         for dev in self.devices:
-            dev.stopping = True  # errors of what still unwinds are not worth a log line
+            dev.stopping = True  # errors of tasks that still unwind are not worth a log line
         self.services.ports.stop()

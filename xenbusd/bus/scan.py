@@ -22,16 +22,16 @@ from xenbusd.errors import AccessDenied, NodeNotFound, StoreError
 from xenbusd.ids import DOMID_FIRST_RESERVED, DeviceClass, Devid, Domid
 
 RESYNC_S = 30.0
-"""How often every device is observed without a hint; a watch event may have been lost (T2, XSA-326)."""
+"""Seconds after which every device is observed even without a hint: a watch event may have been lost (T2, XSA-326)."""
 
 
 class Scan:
     """The devices of one class on one side.
 
     Args:
-        services: what all devices share.
+        services: the services that all devices share.
         driver: makes a driver for each device.
-        is_ours: asked of each device before it is started; None: all are ours.
+        is_ours: says of each device, before it is started, whether it is ours; None: all are.
         owns_run_dir: journals in the run directory that belong to no device of the class may be removed.
     """
 
@@ -79,7 +79,7 @@ class Scan:
                 for hint in sorted(hints):
                     try:
                         await self._heed(hint)
-                    except StoreError as error:  # a listing too long for the store, say; the next resync tries again
+                    except StoreError as error:  # such as a listing too long for the store; the next resync tries again
                         self.services.log.error("scan.failed", path=hint, error=str(error))
         finally:
             await watch.unwatch()
@@ -102,7 +102,7 @@ class Scan:
         return {dev.otherend.domid for dev in self._known.values()}
 
     async def _heed(self, hint: str) -> None:
-        """Wake one device, or all and list the class anew if the hint is not that precise."""
+        """Wake one device; if the hint is not that precise, wake all devices and list the class anew."""
         dev = self._known.get(hint)
         if dev is not None:
             dev.wake()
@@ -136,7 +136,7 @@ class Scan:
             return []
 
     async def _probe(self, path: str) -> None:
-        """Start a device if its directory is complete; otherwise the next hint will bring us back (T16)."""
+        """Start a device if its directory is complete; otherwise it is probed again at the next hint (T16)."""
         otherend_key = self.side.opposite.value
         store = self.services.store
         answers = await asyncio.gather(
@@ -161,7 +161,7 @@ class Scan:
             self._start(path, id, otherend_path)
 
     def _identify(self, path: str, otherend_id: str) -> DeviceId | None:
-        """Our own directory's path says which device it is; the other end's domid must agree with it."""
+        """Read the device's identity from our own directory's path, with which the other end's domid must agree."""
         parts = path.removeprefix(self.root + "/").split("/")
         numbers = [parse_number(part) for part in parts]
         otherend_domid = parse_number(otherend_id, DOMID_FIRST_RESERVED - 1)

@@ -1,4 +1,4 @@
-"""What every device of one process shares, and is handed rather than finds for itself.
+"""The services that all devices of one process share. Each device is handed them, rather than finding them itself.
 
 A process may serve all devices of a host or those of one guest: nothing here says that it sees all devices, owns the
 run directory, or is the process that answers on the control socket.
@@ -38,17 +38,17 @@ class HotplugRunner(Protocol):
             script: an absolute path, or a bare name.
             action: "add" or "remove".
             backend_path: the backend's directory.
-            device_class: whose driver says how the script is called.
-            variables: more for its environment, from the device's driver.
+            device_class: the class whose driver says how the script is called.
+            variables: further variables for its environment, from the device's driver.
 
         Raises:
-            HotplugError: it fails.
+            HotplugError: the script fails.
         """
 
 
 @dataclass
 class Services:
-    """What every device of one process shares."""
+    """The services that all devices of one process share."""
 
     store: StoreClient
     host: Host

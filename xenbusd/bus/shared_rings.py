@@ -44,15 +44,15 @@ class SharedRings:
         """Make all rings and their ports.
 
         Args:
-            formats: of the rings of each queue.
-            queues: how many.
-            order: log2 of the pages of each of their rings.
-            beside: of rings beside the queues.
+            formats: the formats of the rings of each queue.
+            queues: the number of queues.
+            order: log2 of the pages of each ring of a queue.
+            beside: the formats of rings beside the queues.
             left_out: those of `beside` that are not made.
             split_ports: each ring of a queue has a port of its own; otherwise all share one.
 
         Raises:
-            GrantError, EventChannelError: no pages or ports to be had for all of them.
+            GrantError, EventChannelError: pages or ports cannot be allocated for all of them.
         """
         is_shared = len(formats) > 1 and not split_ports
         links: list[tuple[AnyLink, ...]] = []

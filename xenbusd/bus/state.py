@@ -2,7 +2,7 @@
 
 Two rules:
 
-1. What may follow what stands in `TRANSITIONS`, and nowhere else.
+1. `TRANSITIONS`, and nothing else, says which state may follow which.
 2. Whether a connection has ended, and why, is decided by `backend_end_reason` and `frontend_end_reason`, from one
    reading of the store, and nowhere else. They count no events: watches coalesce, so any jump may be seen (T2).
 
@@ -49,7 +49,7 @@ class Side(Enum):
 
 
 def parse_state(value: bytes | None) -> State:
-    """Read a `state` node's value; whatever is absent or does not parse counts as UNKNOWN (T9)."""
+    """Read a `state` node's value; a value that is absent or does not parse counts as UNKNOWN (T9)."""
     return _BY_VALUE.get(value or b"", State.UNKNOWN)
 
 
@@ -106,7 +106,7 @@ class Seen:
 
 
 def backend_end_reason(seen: Seen, written: State) -> str | None:
-    """Say why a backend's connection, being made or made, has ended; None while it has not.
+    """Return why a backend's connection, established or not yet, has ended; None while it has not.
 
     Args:
         seen: the store as it is now.
@@ -134,7 +134,7 @@ def backend_end_reason(seen: Seen, written: State) -> str | None:
 
 
 def frontend_end_reason(seen: Seen, written: State) -> str | None:
-    """Say why a frontend's connection, being made or made, has ended; None while it has not.
+    """Return why a frontend's connection, established or not yet, has ended; None while it has not.
 
     Args:
         seen: the store as it is now; `online` is the backend's.
@@ -148,7 +148,7 @@ def frontend_end_reason(seen: Seen, written: State) -> str | None:
     if otherend is State.UNKNOWN:
         return "the backend is gone"
     if written is State.INITIALISING:
-        return None  # a backend that is still closing from the last time comes round to InitWait (T41)
+        return None  # a backend that is still closing from the last time returns to InitWait (T41)
     if otherend in (State.CLOSING, State.CLOSED):
         return "the backend closed"
     if written is State.CONNECTED and otherend in (State.INITIALISING, State.INIT_WAIT):

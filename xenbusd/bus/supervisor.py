@@ -43,7 +43,7 @@ class Supervisor:
         self._ended = ended
         self._tasks: dict[Device, asyncio.Task[bool]] = {}
         self.stopping = False
-        """Nothing may begin any more: a device that has left in order would be started again."""
+        """True once the daemon stops: no device may start, for one that has left in order would be started again."""
 
     @property
     def devices(self) -> list[Device]:
@@ -139,7 +139,7 @@ class Supervisor:
 
     @staticmethod
     async def _gone(dev: Device, error: Exception) -> str | None:
-        """Say how the device has gone, if an error is only a consequence of that: then nobody is to blame (T9)."""
+        """Return how the device has gone, if an error is only a consequence of that: then nobody is to blame (T9)."""
         if not isinstance(error, OtherendError | StoreError | HypercallError):
             return None
         seen = await dev.observe()
@@ -147,7 +147,7 @@ class Supervisor:
 
     @staticmethod
     def _log_error(dev: Device, error: Exception) -> None:
-        """Log an error by who is to blame: the other end, the host, or we."""
+        """Log an error according to who is to blame: the other end, the host, or xenbusd."""
         if isinstance(error, OtherendError):
             dev.log.warning("otherend.fault", error=str(error))
         elif isinstance(error, LocalProtocolError) or not isinstance(error, XenbusdError | OSError):

@@ -1,4 +1,4 @@
-"""What each end of a pair did, and when: the events that `xenbusctl timeline` draws."""
+"""The timeline of a device pair: the acts of each end, with their times, as `xenbusctl timeline` draws them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Timeline:
         self._on_event = on_event
         self.entries: deque[Entry] = deque(maxlen=ENTRIES_MAX)
         self.started_wall = time.time()
-        """Seconds since the epoch at which it begins."""
+        """The time at which it begins, in seconds since the epoch."""
 
     def record(self, actor: str, event: str) -> None:
         """Note that `actor` did `event` just now."""

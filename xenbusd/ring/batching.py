@@ -5,8 +5,8 @@ the backend. On a real guest that is most of the cost of a small request. A fron
 on sending while the backend answers, so answers that are gathered and published together save most of these
 notifications. A frontend that sends nothing before it is answered would be stalled by a wait for a full batch.
 
-`BatchSize` tells the two apart by what it has seen. It expects as many requests as came last time; when fewer come, it
-expects fewer; and now and then it lets the caller wait for one more than expected, to learn whether that pays. Each
+`BatchSize` tells the two apart by the batches so far. It expects as many requests as came last time; when fewer come,
+it expects fewer; and now and then it lets the caller wait for one more than expected, to learn whether that pays. Each
 such trial that brings nothing doubles the number of batches until the next one.
 
 Waiting means polling: the caller calls `BackRing.poll` while `worth_waiting` says so. `ring.polling` uses the same poll

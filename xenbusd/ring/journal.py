@@ -1,20 +1,20 @@
 """A ring's journal, by which a new backend daemon can adopt the ring of one that was killed.
 
 A backend that answers in the order of the requests needs little: the slots from `rsp_prod` on still hold the requests
-that are not answered. Only while answers are being written over requests is that not so, and for that moment the
-journal holds the batch. Publishing takes five steps, each made of whole stores that a killed process leaves done or
-not done, in this order, on any machine:
+that are not answered. That fails only while answers are being written over requests, and for that moment the journal
+holds the batch. Publishing takes five steps, each made of whole stores that a killed process leaves done or not done,
+in this order, on any machine:
 
     1. the answers, into the journal          2. `base` and `count`          3. the answers, into the slots
     4. `rsp_prod`                             5. `count` = 0
 
 The next daemon finds `count` 0: nothing was being published. Or `rsp_prod` at `base`: step 4 was not reached, and
 the answers are written again from the journal; their requests have been carried out. Or `rsp_prod` at `base + count`:
-all is published. Anything else is not ours, and the ring is not trusted.
+all is published. We write nothing else, so in any other case the ring is not trusted.
 
 The journal lies in memory that outlives the process: a file on /run. It need not outlive the host; the guests do not.
 
-Why, and what it costs, is decision D3 in docs/decisions.md.
+Decision D3 in docs/decisions.md has the reasons and the cost.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Journal:
             for word, value in enumerate((MAGIC, VERSION, int(flags), 0, 0, 0, identity & U32)):
                 words[word] = value
         elif (words[_MAGIC], words[_VERSION], words[_IDENTITY]) != (MAGIC, VERSION, identity & U32):
-            self.release()  # the caller closes what lies under the view now
+            self.release()  # the caller closes the memory under the view now
             raise ValueError("not the journal of this ring")
 
     @property
@@ -99,7 +99,7 @@ class Journal:
         caller may be killed before it has published them.
 
         Raises:
-            ValueError: the two do not go together.
+            ValueError: `rsp_prod` and the journal contradict each other.
         """
         words = self._words
         base, count, stride = words[_BASE], words[_COUNT], words[_STRIDE]
@@ -113,6 +113,6 @@ class Journal:
         return [bytes(self._view[start : start + stride]) for start in starts]
 
     def release(self) -> None:
-        """Let go of the memory. Idempotent."""
+        """Release the memory. Idempotent."""
         self._words.release()
         self._view.release()

@@ -31,7 +31,7 @@ SHARED_PORT = "event-channel"
 
 
 class Slot(Protocol):
-    """What a ring carries: something that turns into the bytes of a slot and back."""
+    """A ring's message: an object that turns into the bytes of a slot and back."""
 
     def pack(self) -> bytes:
         """Return the slot's bytes, padding included and zeroed."""
@@ -62,14 +62,15 @@ Rsp = TypeVar("Rsp", bound=Slot)
 
 @dataclass(frozen=True)
 class RingFormat(Generic[Req, Rsp]):
-    """A ring protocol: how big a slot is, what is in it, and which keys of the frontend's directory offer such a ring.
+    """A ring protocol: the size of a slot, its contents, and the keys of the frontend's directory that offer such a
+    ring.
 
     Args:
         slot_bytes: the size of the union of request and response.
         request: parses and packs requests.
         response: parses and packs responses.
         max_order: log2 of the most pages the backend accepts for one ring.
-        ref: the key of the ring's grant reference; of several pages, this with the page's number behind it.
+        ref: the key of the ring's grant reference; for several pages, this key with the page's number appended.
         port: the key of the ring's own event channel port. Rings of one queue may share the port in `SHARED_PORT`
             instead, if the frontend offers that.
     """
@@ -83,7 +84,7 @@ class RingFormat(Generic[Req, Rsp]):
 
     @property
     def name(self) -> str:
-        """What the ring is called beside others of its queue: "tx" for tx-ring-ref."""
+        """The ring's name among those of its queue: "tx" for tx-ring-ref."""
         return self.ref.removesuffix("ring-ref").rstrip("-") or "ring"
 
 

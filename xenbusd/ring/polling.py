@@ -7,7 +7,7 @@ nothing to send makes each poll a waste of a processor. So polling is adaptive, 
 
 The policy as a whole, which `BackLink` carries out for a driver that asks: `link.serve(drain, poll=BusyPoll())`:
 
-* poll only if no other ring of this process had an event since this one's turn before: others are not kept waiting;
+* poll only if no other ring of this process had an event since this ring's previous turn: others are not kept waiting;
 * not while requests are under way, for their end will wake us; nor for rings that share a port;
 * unmask the port first, since the next request need not wait for that;
 * after `ROUNDS_MAX` successful polls in a row, control returns to the event loop.
