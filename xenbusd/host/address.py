@@ -1,4 +1,4 @@
-"""The address of a buffer's first byte: a C library needs it, and Python hides it."""
+"""The address of a buffer's first byte, which a C library needs and Python does not show."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _release_buffer.restype = None
 
 
 def address_of(buffer: object) -> int:
-    """Return where `buffer` lies in memory. `ctypes.addressof` can tell that of writable buffers only.
+    """Return where `buffer` lies in memory. `ctypes.addressof` works for writable buffers only.
 
     The address is good for as long as the caller keeps the buffer, and does not resize it.
 

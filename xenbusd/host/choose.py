@@ -14,7 +14,7 @@ def open_host(spec: str, *, domid: int | None = None) -> Host:
 
     Args:
         spec: "xen", or "sim:PATH" with the socket of a running `xenbusd sim`.
-        domid: the domain to be in; simulated only, where None is 0. On real Xen a process is where it is.
+        domid: the domain to be in; simulated only, where None is 0. On real Xen a process cannot choose its domain.
 
     Raises:
         UsageError: `spec` is neither, or no such host is there; the message says what is missing.
@@ -42,7 +42,7 @@ def store_of(spec: str) -> Endpoint:
         spec: as `open_host` takes it.
 
     Raises:
-        UsageError: it is no host.
+        UsageError: `spec` names no host.
     """
     if spec == "xen":
         return unix_endpoint()
@@ -53,5 +53,5 @@ def store_of(spec: str) -> Endpoint:
 
 
 def no_host(spec: str) -> UsageError:
-    """The sentence for a `spec` that is none."""
+    """The error for a `spec` that names no host."""
     return UsageError(f"{spec!r} is no host: say xen, or sim:PATH with the socket of a running `xenbusd sim`")

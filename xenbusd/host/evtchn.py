@@ -1,7 +1,7 @@
 """libxenevtchn: event channel ports.
 
-PyDLL, and so with the GIL: each call is one short ioctl or write that never waits for another domain, and to notify
-and unmask are on the data path.
+PyDLL, and so with the GIL: each call is one short ioctl or write that never waits for another domain, and `notify` and
+`unmask` are on the data path.
 
 The pending ports are read from the descriptor directly, many at a time: the library's own xenevtchn_pending reads one,
 and waits for it if there is none.
@@ -24,13 +24,13 @@ from xenbusd.host.library import Prototype, last_errno, load
 from xenbusd.ids import Domid, Port
 
 EVTCHN = "/dev/xen/evtchn"
-"""What libxenevtchn opens."""
+"""The device that libxenevtchn opens."""
 
 PORT_MAX = 0xFFFFFFFF
 """evtchn_port_t is a u32 (xen/include/public/event_channel.h)."""
 
 _PORTS_AT_ONCE = 1024
-"""Read in one go; the kernel hands out at most a page."""
+"""Bytes of one read; the kernel returns at most a page."""
 
 _handle = ctypes.c_void_p
 _port = ctypes.c_uint32
@@ -130,7 +130,7 @@ class RealEventChannels(EventChannels):
             self._ports.clear()
 
     def _check(self, call: str, about: str, domid: int, otherend_port: int = 0) -> None:
-        """Refuse what C would cut down to another number, and what needs an open device."""
+        """Refuse a number that C would truncate, and any call once the device is closed."""
         if self._handle is None:
             raise EventChannelError(call, errno.EBADF, about)
         if not 0 <= domid <= DOMID_MAX or not 0 <= otherend_port <= PORT_MAX:

@@ -23,9 +23,9 @@ from xenbusd.host.segments import check
 from xenbusd.ids import Domid, Gref
 
 GNTDEV = "/dev/xen/gntdev"
-"""What libxengnttab's first half opens."""
+"""The device that libxengnttab's first half opens."""
 GNTALLOC = "/dev/xen/gntalloc"
-"""What its second half opens."""
+"""The device that its second half opens."""
 
 _PROT_READ, _PROT_WRITE = 1, 2
 _GNTCOPY_SOURCE_GREF, _GNTCOPY_DEST_GREF = 1, 2
@@ -156,7 +156,7 @@ class GrantMapper:
         return address
 
     def unmap(self, address: int, pages: int) -> None:
-        """Unmap what one `map` has mapped.
+        """Unmap the pages that one `map` has mapped.
 
         Raises:
             GrantError: the kernel refused.
@@ -198,7 +198,7 @@ class GrantMapper:
         return statuses
 
     def close(self) -> None:
-        """Close the device. Idempotent. What is still mapped stays so until the process ends."""
+        """Close the device. Idempotent. Pages that are still mapped stay mapped until the process ends."""
         if self._handle is not None:
             self._lib.xengnttab_close(self._handle)
             self._handle = None
@@ -235,7 +235,7 @@ class GrantSharer:
         return address, list(refs)
 
     def unshare(self, address: int, pages: int) -> None:
-        """Take back what one `share` has granted.
+        """Take back the pages that one `share` has granted.
 
         Raises:
             GrantError: the kernel refused.
@@ -246,14 +246,14 @@ class GrantSharer:
             raise GrantError("xengntshr_unshare", last_errno(), f"{pages} pages at {address:#x}")
 
     def close(self) -> None:
-        """Close the device. Idempotent. What is still shared stays so until the process ends."""
+        """Close the device. Idempotent. Pages that are still shared stay shared until the process ends."""
         if self._handle is not None:
             self._lib.xengntshr_close(self._handle)
             self._handle = None
 
 
 def _open_one(handle: int | None, call: str) -> int:
-    """A library follows a null handle into a crash; a closed device is an error instead."""
+    """Return an open handle. A library would crash on a null handle; a closed device raises an error instead."""
     if handle is None:
         raise GrantError(call, errno.EBADF, "the host is closed")
     return handle

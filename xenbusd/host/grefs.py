@@ -1,4 +1,4 @@
-"""Grant references: their range, and how they are named to people. Pure."""
+"""Grant references: their range, and how messages name them. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ GREF_MAX = 0xFFFFFFFF
 """grant_ref_t is a u32 (xen/include/public/grant_table.h)."""
 
 DOMID_MAX = 0xFFFF
-"""domid_t is a u16 (xen/include/public/xen.h); a larger number must not be cut to one that is another domain's."""
+"""domid_t is a u16 (xen/include/public/xen.h); a larger number must not be truncated to another domain's."""
 
 _NAMED_AT_MOST = 16
 

@@ -1,4 +1,4 @@
-"""What a Xen host gives to a split driver. The real and the simulated host both implement exactly this.
+"""The interface of a Xen host to a split driver. The real and the simulated host both implement exactly this.
 
 A `Host` belongs to one process in one domain. Closing it, or the death of its process, gives back every mapping,
 share and port that it held. Nothing here is a coroutine: each call enters a library, takes microseconds when
@@ -45,7 +45,7 @@ class Share(ABC):
 
     @abstractmethod
     def unshare(self) -> None:
-        """Take the grant back. Idempotent. A page that the other end still has mapped lives until it lets go.
+        """Take the grant back. Idempotent. A page that the other end still has mapped lives until that end unmaps it.
 
         As with `Mapping.unmap`, every slice and cast of `view` must be gone; `view` itself is released here.
 
@@ -84,10 +84,10 @@ class Grants(ABC):
         """Copy many segments in one call.
 
         Returns:
-            A status for each: 0, or a positive errno. Look at every one (XSA-361).
+            A status for each: 0, or a positive errno. Check every one (XSA-361).
 
         Raises:
-            GrantError: the batch as a whole could not be submitted; nothing is known of any segment.
+            GrantError: the batch as a whole could not be submitted; the status of every segment is unknown.
         """
 
     @abstractmethod
@@ -123,7 +123,7 @@ class EventChannels(ABC):
 
     @abstractmethod
     def notify(self, port: Port) -> None:
-        """Make the other end pending. Silently nothing if it is unbound, as in Xen.
+        """Make the other end pending. Silently does nothing if the port is unbound, as in Xen.
 
         Raises:
             EventChannelError: not a port of ours.
@@ -131,7 +131,7 @@ class EventChannels(ABC):
 
     @abstractmethod
     def pending(self) -> list[Port]:
-        """Take what is pending, without waiting. Each port returned is masked until `unmask` (T61)."""
+        """Take the pending ports, without waiting. Each port returned is masked until `unmask` (T61)."""
 
     @abstractmethod
     def unmask(self, port: Port) -> None:

@@ -1,7 +1,8 @@
 """The host interface on a real Xen host, through Xen's own libraries and the kernel's devices.
 
-A mapped page is plain memory to Python, which does not know that it can go away. So each range is watched: as long as
-a slice or cast of its view is alive, it is not unmapped, and the caller gets a LocalProtocolError instead of a SIGSEGV.
+A mapped page is plain memory to Python, which does not know that it can be unmapped. So each range is watched: as long
+as a slice or cast of its view is alive, it is not unmapped, and the caller gets a LocalProtocolError instead of a
+SIGSEGV.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from xenbusd.ids import PAGE_SIZE, Domid, Gref
 from xenbusd.store.endpoint import Endpoint, device_endpoint, unix_endpoint
 
 CAPABILITIES = "/proc/xen/capabilities"
-"""Says "control_d" in the domain that runs the toolstack (linux/drivers/xen/xenfs/super.c)."""
+"""This file holds "control_d" in the domain that runs the toolstack (linux/drivers/xen/xenfs/super.c)."""
 
 
 class MappedRange:
@@ -46,7 +47,7 @@ class MappedRange:
         """Alive for as long as any view of it is."""
 
     def release(self) -> None:
-        """Let go of `view`, so that the memory may be unmapped. Idempotent.
+        """Release `view`, so that the memory may be unmapped. Idempotent.
 
         Raises:
             LocalProtocolError: a slice or cast of it is alive.
@@ -67,7 +68,7 @@ class Held:
     Args:
         memory: the pages.
         give_back: unmaps or unshares pages at an address.
-        all_held: of one host; the pages are in it until they are given back.
+        all_held: the set of all held pages of one host; these pages are in it until they are given back.
     """
 
     def __init__(self, memory: MappedRange, give_back: Callable[[int, int], None], all_held: set[Held]) -> None:

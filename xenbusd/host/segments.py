@@ -12,12 +12,13 @@ from xenbusd.ids import PAGE_SIZE
 
 
 def check(segments: Sequence[Copy]) -> list[int]:
-    """Return a status for each segment: 0 if it may be submitted, EINVAL if it leaves its page or names nothing.
+    """Return a status for each segment: 0 if it may be submitted, EINVAL if it leaves its page, or if its reference or
+    domid is out of range.
 
     The kernel would refuse the whole batch for one that leaves its page.
 
     Raises:
-        GrantError: our own memory is in pieces, or to be written to though it is read-only: our bug.
+        GrantError: our own memory is not contiguous, or is read-only where it must be written: our bug.
     """
     statuses = []
     for to_grant, domid, gref, offset, local in segments:

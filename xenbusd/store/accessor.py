@@ -1,4 +1,4 @@
-"""What a client may ask about a node, alike within a transaction and outside one."""
+"""The operations of a client on nodes, the same within a transaction and outside one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xenbusd.store.session import names
 from xenbusd.store.wire import Op, check_path, check_perms
 
 RESTARTS_MAX = 20
-"""How often a listing in parts begins again because its children changed meanwhile."""
+"""How many times a listing in parts begins again because the node's children changed meanwhile."""
 
 _READ = int(Op.READ)
 _WRITE = int(Op.WRITE)
@@ -21,7 +21,7 @@ _WRITE = int(Op.WRITE)
 
 @lru_cache(maxsize=4096)
 def wire_path(path: str) -> bytes:
-    """Return a path as a payload begins with it. The same few paths are asked for again and again.
+    """Return a path as the beginning of a payload. Cached, since the same few paths are used again and again.
 
     Raises:
         InvalidPath
@@ -33,7 +33,7 @@ class Accessor(ABC):
     """The operations on nodes. All but `directory` return a future at once, the request being queued already.
 
     A bad path, permission or size is an error of the call itself (pyxs's `InvalidPath`, `InvalidPermission`,
-    `InvalidPayload`: each a ValueError), and nothing is queued; what the store answers is an error of the future.
+    `InvalidPayload`: each a ValueError), and nothing is queued; an error that the store answers is one of the future.
     """
 
     @abstractmethod

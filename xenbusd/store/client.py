@@ -24,10 +24,10 @@ T = TypeVar("T")
 
 RECONNECT_FIRST_S = 0.05
 RECONNECT_MAX_S = 2.0
-"""The wait before connecting again; it doubles, up to the second, until the store has said something."""
+"""The waits before connecting again, first and longest: the wait doubles until the store has sent something."""
 
 GUEST_TRANSACTIONS_MAX = 8
-"""Transactions at a time of a client with a window: a guest's quota is 10, for all its connections."""
+"""Open transactions at a time for a client with a window: a guest's quota is 10, for all its connections."""
 
 
 class StoreClient(Accessor):
@@ -37,13 +37,13 @@ class StoreClient(Accessor):
     travel together; requests queued in one turn of the event loop leave in one write.
 
     A lost connection is no error here: requests wait, watches are registered again (each fires, so that its holder
-    re-reads everything), requests without an answer are asked again, transactions are done again. Every
-    request is one that may be repeated, save that a WRITE may so undo a change that somebody made in between.
+    re-reads everything), requests without an answer are sent again, transactions are run again. Every request may be
+    repeated, except that a repeated WRITE may undo a change that another domain made in between.
 
     Args:
         endpoint: where the store is.
         window: most requests in flight; 0 for no limit. A guest's quota is 20. An endpoint that takes one at a time
-            gets no more, whatever is said here.
+            gets no more, whatever `window` is.
     """
 
     def __init__(self, endpoint: Endpoint, *, window: int = 0) -> None:
@@ -75,7 +75,7 @@ class StoreClient(Accessor):
 
     @property
     def strays(self) -> int:
-        """Packets of the store that nobody had asked for, dropped."""
+        """Packets of the store that answered no request, and were dropped."""
         return self._session.strays
 
     @property
@@ -89,7 +89,7 @@ class StoreClient(Accessor):
         """Connect.
 
         Raises:
-            StoreLost: nobody answers there now.
+            StoreLost: no store answers there now.
         """
         if self._loop is not None:
             raise LocalProtocolError("a store client is opened once; make another one")
@@ -101,7 +101,8 @@ class StoreClient(Accessor):
             raise
 
     async def close(self) -> None:
-        """Let go of the store. What has no answer yet fails with `StoreLost`, and so does every watch. Idempotent."""
+        """Close the connection. Requests without an answer fail with `StoreLost`, and so does every watch.
+        Idempotent."""
         if self.closed:
             return
         self.closed = True
@@ -153,7 +154,7 @@ class StoreClient(Accessor):
         return self._about_domain(Op.RESUME, domid)
 
     def set_target(self, domid: int, target: int) -> Future[None]:
-        """Let a domain do whatever another, its target, may do.
+        """Give a domain all the rights of another domain, its target.
 
         Raises:
             AccessDenied, NodeNotFound
@@ -161,11 +162,11 @@ class StoreClient(Accessor):
         return self._about_domain(Op.SET_TARGET, domid, target)
 
     def is_domain_introduced(self, domid: int) -> Future[bool]:
-        """Return whether the store talks to a domain."""
+        """Return whether the store has been introduced to a domain."""
         return self._about_domain(Op.IS_DOMAIN_INTRODUCED, domid)
 
     def get_domain_path(self, domid: int) -> Future[str]:
-        """Return the path that a domain's relative paths stand below: "/local/domain/3"."""
+        """Return the path that a domain's relative paths start from: "/local/domain/3"."""
         return self._about_domain(Op.GET_DOMAIN_PATH, domid)
 
     async def watch(self, path: str, *, depth: int = 0, wake: Callable[[], None] | None = None) -> Watch:
@@ -196,13 +197,14 @@ class StoreClient(Accessor):
     async def transaction(self, body: Callable[[Transaction], Awaitable[T]]) -> T:
         """Run `body` in a transaction and commit it; return what it returned.
 
-        The whole body is done again when what it saw has changed meanwhile, and when the connection was lost; if that
-        happened during the commit, after the changes were made. So a body reads what it decides on, and has no other
-        effects. One that raises is aborted, and its exception passed on. One that asks for nothing commits nothing.
+        The whole body is run again when nodes that it read have changed meanwhile, and when the connection was lost; if
+        that happened during the commit, the changes may have been made already. So a body must read every node on which
+        it decides, and have no other effects. A body that raises is aborted, and its exception is passed on. A body
+        without requests commits nothing.
 
         Raises:
             TransactionConflict: each of 20 further attempts met a conflict, too.
-            StoreError: as the body's requests, also of those that it did not wait for.
+            StoreError: as the body's requests raise, including those that it did not wait for.
         """
         if self._transactions is None:
             return await transaction.run(self, body)
@@ -212,7 +214,7 @@ class StoreClient(Accessor):
     # -- requests -------------------------------------------------------------------------------------------------
 
     def ask(self, op: int, path: str, payload: bytes, tx_id: int = 0, answer: Future[Any] | None = None) -> Future[Any]:
-        """Queue any request, and return the future of its answer. The verbs above are better to read.
+        """Queue any request, and return the future of its answer. The methods above are easier to read.
 
         Args:
             answer: the future to use; a new one by default.
@@ -306,7 +308,7 @@ class StoreClient(Accessor):
 
     def _ended(self, reason: str) -> None:
         if self._transport is None or self._loop is None:
-            return  # while connecting; `_connect` looks
+            return  # while connecting: `_connect` finds out
         self._transport = None
         self.connected = False
         if self._session.fault is not None:

@@ -17,22 +17,25 @@ class Endpoint:
     """A place where a connection to the store can be opened, again and again.
 
     `open` returns a connected stream socket, or the descriptor of a character device that speaks the same bytes.
-    It blocks for a moment at most, and raises `StoreLost` when nobody answers there.
+    It blocks for a moment at most, and raises `StoreLost` when no store answers there.
     """
 
     name: str
     """For messages: "/run/xenstored/socket"."""
     open: Callable[[], socket.socket | int]
     socket_path: str | None = None
-    """What XENSTORED_PATH must be for Xen's own tools to reach the same store; None if they need no telling."""
+    """The value of XENSTORED_PATH with which Xen's own tools reach the same store; None if they need no such
+    setting."""
     one_at_a_time: bool = False
-    """A request may be sent only once the one before it is answered. Linux sends what is in the file's one buffer when
-    its xenbus thread comes to run: a request written before that lends its bytes to the header of the one before it.
+    """A request may be sent only once the one before it is answered. Linux sends the contents of the file's one buffer
+    when its xenbus thread comes to run: a request written before that replaces the bytes behind the previous request's
+    header.
     Source: linux/drivers/xen/xenbus/xenbus_xs.c, xenbus_dev_request_and_reply(): iov_base is not copied."""
 
 
 def unix_endpoint(path: str | None = None) -> Endpoint:
-    """xenstored's UNIX socket; without a path, where libxenstore and pyxs look (XENSTORED_PATH, XENSTORED_RUNDIR)."""
+    """xenstored's UNIX socket; without a path, the one that libxenstore and pyxs use (XENSTORED_PATH,
+    XENSTORED_RUNDIR)."""
     where: str = path or UnixSocketConnection().path
 
     def connect() -> socket.socket:

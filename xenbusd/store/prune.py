@@ -14,7 +14,7 @@ async def prune(tx: Transaction, path: str, keep: str) -> None:
     Args:
         tx: the transaction to do it in.
         path: absolute; nothing happens if it is not there.
-        keep: an ancestor that stays, whatever it holds; nothing above it is touched either.
+        keep: an ancestor that stays, even if it is empty; nothing above it is touched either.
     """
     with suppress(NodeNotFound):
         await tx.rm(path)

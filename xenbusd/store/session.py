@@ -1,11 +1,11 @@
 """One client's protocol state with a store: the request of each id, the watch of each token. Pure: no I/O here.
 
-Bytes go in by `receive`, packets come out by `take`; what the answers belong to is handed back as it was handed in,
-so that a holder can be an asyncio future, or a plain string in a test. A session outlives its connection: `lost` and
-`resume` carry its watches and its unanswered requests over to the next one.
+Bytes go in by `receive`, packets come out by `take`. An answer comes with the holder that its request was queued with:
+an asyncio future, or a plain string in a test. A session outlives its connection: `lost` and `resume` carry its watches
+and its unanswered requests over to the next one.
 
 Source: xen/include/public/io/xs_wire.h, docs/misc/xenstore.txt;
-Linux drivers/xen/xenbus/xenbus_dev_frontend.c for what the character device does differently.
+Linux drivers/xen/xenbus/xenbus_dev_frontend.c for the differences of the character device.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ W = TypeVar("W")
 """The caller's object that is returned with the events of a watch."""
 
 Answer: TypeAlias = tuple[H, StoreError | None, Any]
-"""Holder, what the store refused it with or None, value."""
+"""Holder; the error with which the store refused the request, or None; value."""
 
 TOKEN_DIGITS = 6
 """Hexadecimal digits of a watch token: constant, so that no token makes an event longer than another (XSA-324)."""
@@ -105,7 +105,7 @@ class Session(Generic[H, W]):
     """Request ids, watch tokens and unanswered requests of one client.
 
     Args:
-        window: most requests in flight; 0 for no limit. What is over it waits in `take`'s queue.
+        window: most requests in flight; 0 for no limit. Requests beyond it wait in `take`'s queue.
         first_id: the first request id, 1 .. 2^32 - 1. Never 0: with it older kernels answer WATCH and UNWATCH.
     """
 
@@ -130,7 +130,7 @@ class Session(Generic[H, W]):
         self._watches: dict[bytes, tuple[W, str, bytes]] = {}
         """By token: the caller's watch, its path, and the payload that registers it."""
         self._suspect: tuple[str, int] | None = None
-        """The listing during which the connection was lost, and how often."""
+        """The listing during which the connection was lost, and how many times."""
 
     @property
     def pending(self) -> int:
@@ -174,7 +174,7 @@ class Session(Generic[H, W]):
     # -- watches --------------------------------------------------------------------------------------------------
 
     def enlist(self, watch: W, path: str, wire_path: bytes) -> str:
-        """Give a watch its token: from now on its events come out of `receive`. The caller asks for the WATCH."""
+        """Give a watch its token: from now on its events come out of `receive`. The caller queues the WATCH."""
         while True:
             token = f"{self._next_token:0{TOKEN_DIGITS}x}".encode()
             self._next_token = (self._next_token + 1) % 16**TOKEN_DIGITS
@@ -186,7 +186,7 @@ class Session(Generic[H, W]):
     def dismiss(self, token: str) -> bytes | None:
         """Forget a watch: its events are dropped from now on.
 
-        Returns: the payload of the UNWATCH to ask, or None if it was forgotten before.
+        Returns: the payload of the UNWATCH to queue, or None if the watch was forgotten before.
         """
         known = self._watches.pop(token.encode(), None)
         return known[2] if known else None
@@ -197,7 +197,7 @@ class Session(Generic[H, W]):
         """Take in bytes, cut anywhere.
 
         Returns: the answers as (holder, error or None, value), and the watch events as (watch, path).
-            Look at `fault` afterwards: once set, nothing more is read.
+            Check `fault` afterwards: once it is set, nothing more is read.
         """
         if self.fault is not None:
             return [], []
@@ -231,7 +231,7 @@ class Session(Generic[H, W]):
         return answers, events
 
     def refused(self, packet: bytes, code: int) -> list[Answer[H]]:
-        """Take note that the character device refused a packet with an errno: that is its answer."""
+        """Record that the character device refused a packet with an errno: that is its answer."""
         op, req_id, tx_id, _ = HEADER.unpack_from(packet)
         entry = self._asked.pop(req_id, None)
         self._advance()
@@ -246,7 +246,7 @@ class Session(Generic[H, W]):
             events.append((known[0], fields[0].decode("ascii", "replace")))
 
     def _answer(self, op: int, req_id: int, payload: bytes, answers: list[Answer[H]]) -> bool:
-        """Match an answer that is not a plain READ's. Returns False when the stream makes no sense any more."""
+        """Match an answer that is not a plain READ's. Returns False when the stream is no longer valid."""
         if req_id == 0 and op in (_WATCH, _UNWATCH):
             # Older kernels lose the request id of these two, which they answer themselves, in order.
             req_id = next((number for number, asked in self._asked.items() if asked[1] == op), 0)
@@ -284,7 +284,7 @@ class Session(Generic[H, W]):
         return None, value
 
     def _advance(self) -> None:
-        """Let as many waiting packets go as the window allows."""
+        """Release as many waiting packets as the window allows."""
         room = self._window - (len(self._asked) - len(self._waiting))
         for _ in range(min(room, len(self._waiting))):
             self._ready.append(self._waiting.popleft())
@@ -292,11 +292,11 @@ class Session(Generic[H, W]):
     # -- the connection ends, another begins -----------------------------------------------------------------------
 
     def listen_afresh(self) -> None:
-        """Take note that what comes now is from a new connection, at the beginning of a packet."""
+        """Record that the next bytes are from a new connection, at the beginning of a packet."""
         self._rest, self.fault = b"", None
 
     def lost(self) -> tuple[list[H], list[Answer[H]]]:
-        """Take note that the connection ended. What can be asked again stays; `resume` queues it.
+        """Record that the connection ended. Requests that can be repeated stay; `resume` queues them.
 
         Returns: the holders of requests within transactions, which died with the connection; and the answers that
             are certain now: an UNWATCH is done, and a listing that twice ended the connection is too large
@@ -352,7 +352,7 @@ class Session(Generic[H, W]):
     def _judge(self) -> int | None:
         """Return the id of the listing that must have ended the connection, once it has done so often enough.
 
-        A store answers in order: what ended the connection is the oldest request without an answer.
+        A store answers in order: the request that ended the connection is the oldest one without an answer.
         """
         req_id, entry = next(iter(self._asked.items()), (0, None))
         if entry is None or entry[1] != _DIRECTORY:

@@ -15,11 +15,11 @@ from xenbusd.store.wire import Op
 T = TypeVar("T")
 
 RETRIES_MAX = 20
-"""Times that a transaction is run again after a conflict before it gives up."""
+"""How many times a transaction is run again after a conflict before it fails."""
 
 BACKOFF_FIRST_S = 0.001
 BACKOFF_MAX_S = 0.1
-"""Upper bounds of the random waits before a transaction is done again; the first doubles up to the second."""
+"""Upper bounds of the random waits before a transaction is run again; the first doubles up to the second."""
 
 
 class Request(Future[Any]):
@@ -53,7 +53,7 @@ class Asker(Protocol):
 
     @property
     def closed(self) -> bool:
-        """It was closed; nothing will be answered any more."""
+        """Whether the client was closed: no request will be answered any more."""
 
     @property
     def generation(self) -> int:
@@ -90,10 +90,10 @@ class Transaction(Accessor):
         return request
 
     async def commit(self) -> None:
-        """Make the changes happen. A request that the body did not wait for is waited for, and must have succeeded.
+        """Commit the changes. Requests that the body did not wait for are waited for, and must have succeeded.
 
         Raises:
-            TransactionConflict: something that it saw has changed meanwhile.
+            TransactionConflict: nodes that it read have changed meanwhile.
             StoreLost: the connection ended; the changes may have happened or not.
             StoreError: the error of a request that the body did not wait for.
         """
@@ -102,7 +102,7 @@ class Transaction(Accessor):
         if self.lost:
             raise StoreLost("the connection ended during a transaction; it is done again")
         for request in self._requests:
-            # An error that the body caught is the body's own affair; one that nobody saw must not let the rest through.
+            # The body may have handled an error that it has seen; an error that it has not seen must stop the commit.
             if not request.cancelled() and not request.seen:
                 request.result()
         self._ended = True
@@ -131,7 +131,7 @@ async def begin(asker: Asker) -> Transaction:
     try:
         tx_id, generation = await asyncio.shield(start)
     except asyncio.CancelledError:
-        # The store will open it all the same: one that is left open counts against the domain's quota.
+        # The store opens it all the same, and a transaction that is left open counts against the domain's quota.
         start.add_done_callback(lambda done: _abandon(asker, done))
         raise
     return Transaction(asker, tx_id, generation)
@@ -165,7 +165,7 @@ def forsake(request: Future[Any]) -> None:
 
 
 def _by_loss(error: BaseException | None) -> bool:
-    """Whether a lost connection is behind an exception, on its own, in a group or as its cause."""
+    """Whether an exception is due to a lost connection: is that error itself, has it in its group, or as its cause."""
     if isinstance(error, ExceptionGroup):
         return any(_by_loss(inner) for inner in error.exceptions)
     return isinstance(error, StoreLost) or (isinstance(error, Exception) and _by_loss(error.__cause__))

@@ -21,7 +21,7 @@ from xenbusd.store.endpoint import Endpoint
 from xenbusd.store.wire import HEADER, PAYLOAD_MAX
 
 READ_SIZE = 65536
-"""Bytes asked of the device at a time."""
+"""Bytes that one read asks of the device."""
 
 DEVICE_PAYLOAD_MAX = PAYLOAD_MAX - HEADER.size
 """The device gathers header and payload of a request in one buffer of 4096 bytes."""
@@ -90,7 +90,7 @@ class StreamTransport(asyncio.Protocol):
             self._transport.abort()
 
     async def close(self) -> None:
-        """Let go of the socket, and wait until the event loop has done so too."""
+        """Close the socket, and wait until the event loop has closed it, too."""
         self._closing = True
         self.abort()
         await asyncio.shield(self._over)
@@ -99,8 +99,8 @@ class StreamTransport(asyncio.Protocol):
 class DeviceTransport:
     """A non-blocking character device that speaks the same bytes: /dev/xen/xenbus.
 
-    It wants exactly one packet in a write: of a second one in the same write it would lose every byte. It never says
-    that it is writable, so that each packet is simply written; only where that would block is the loop asked to wait.
+    A write must hold exactly one packet: the device would lose every byte of a second one. It never reports that it is
+    writable, so each packet is simply written, and the loop waits only where that would block.
     """
 
     payload_max = DEVICE_PAYLOAD_MAX
@@ -138,7 +138,7 @@ class DeviceTransport:
             self._loop.call_soon(self._report_lost, "the connection was given up")
 
     async def close(self) -> None:
-        """Let go of the device."""
+        """Close the device."""
         self._closing = True
         self._let_go()
 
@@ -210,7 +210,7 @@ async def connect(
     """Open a connection to a store.
 
     Raises:
-        StoreLost: nobody answers there now.
+        StoreLost: no store answers there now.
     """
     opened = endpoint.open()
     if isinstance(opened, int):

@@ -36,7 +36,8 @@ RELATIVE_PATH_MAX = 2048
 U32 = 0xFFFFFFFF
 
 _LET_THROUGH = (b"\n", b"\0")
-"""What pyxs's patterns accept at the very end of a path, and xenstored does not: `$` also matches before a newline."""
+"""The characters that pyxs's patterns accept at the very end of a path and xenstored does not: `$` also matches before
+a newline."""
 
 
 class Op(IntEnum):

@@ -1,8 +1,8 @@
 """The broker: the simulated counterpart of the hypervisor, with the embedded store beside it.
 
-It answers one short request at a time, in one thread, so that nothing here needs a lock. A process that sends what is
-no request, or does not take its replies, is cut off; the end of a connection, for whatever reason, gives back what
-was held through it.
+It answers one short request at a time, in one thread, so that nothing here needs a lock. A process that sends an
+invalid request, or does not take its replies, is cut off; when a connection ends, for whatever reason, everything held
+through it is given back.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from xenbusd.process.listener import Listener
 from xenbusd.store.server import StoreServer
 
 BACKLOG = 128
-"""Processes that may wait to be let in."""
+"""Connections that may wait to be accepted."""
 
 _ACCEPT_AGAIN_S = 0.1
-"""Pause after the process ran out of descriptors, so as not to spin on a connection that cannot be taken."""
+"""Pause after the process ran out of descriptors, so as not to spin on a connection that cannot be accepted."""
 
 
 class SimBroker:
@@ -46,7 +46,7 @@ class SimBroker:
         """Begin to serve on the running loop.
 
         Raises:
-            UsageError: another host lives at this path, or none can be made there.
+            UsageError: another host answers at this path, or none can be made there.
         """
         allow_many()
         listener = Listener(self.path, socket.SOCK_SEQPACKET)
@@ -96,7 +96,7 @@ class SimBroker:
             request = parse_request(data)
         except BlockingIOError:
             return
-        except (OSError, ValueError):  # it has gone, or speaks another language; an empty packet is the end, too
+        except (OSError, ValueError):  # the process has gone, or sent no request; an empty packet is its end, too
             self._cut(sock)
             return
         answer = Answer()
@@ -112,7 +112,7 @@ class SimBroker:
             raise
         try:
             socket.send_fds(sock, [reply], answer.fds)
-        except OSError:  # it has gone, or asks without ever listening
+        except OSError:  # the process has gone, or sends without ever receiving
             self._cut(sock)
         if answer.parting is not None:
             answer.parting.close()

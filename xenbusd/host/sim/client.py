@@ -17,14 +17,14 @@ from xenbusd.store.endpoint import Endpoint
 
 
 class SimHost(Host):
-    """A process of domain `domid`. The first one brings the domain to life, and the last to leave takes it along.
+    """A process of domain `domid`. The first process brings the domain to life, and the domain dies with the last one.
 
     Args:
         path: the broker's socket.
         domid: 0 .. 0x7FEF.
 
     Raises:
-        UsageError: nobody answers at `path`, or there can be no such domain.
+        UsageError: no broker answers at `path`, or no domain can have this number.
     """
 
     def __init__(self, path: str, domid: Domid = DOM0) -> None:
@@ -57,12 +57,13 @@ class SimHost(Host):
 
 
 def census(path: str) -> dict[Domid, Holdings]:
-    """Ask the broker at `path` what each domain has. For tests, and to find leaks.
+    """Ask the broker at `path` for the holdings of each domain. For tests, and to find leaks.
 
-    Of the question itself nothing is left when this returns: not even the broker's end of the connection (D69).
+    When this returns, the broker has closed its end of the connection, too: the census itself leaves nothing behind
+    (D69).
 
     Raises:
-        UsageError: nobody answers there.
+        UsageError: no broker answers there.
     """
     broker = BrokerConnection(path)
     try:

@@ -13,7 +13,7 @@ from xenbusd.errors import UsageError
 from xenbusd.host.sim.protocol import CENSUS_BYTES_MAX, DESCRIPTORS_MAX, REPLY_BYTES_MAX, Verb, pack, parse_reply
 
 PATIENCE_S = 30.0
-"""A broker answers within microseconds; one that has been stopped in a debugger does not."""
+"""How long to wait for a reply: a broker answers within microseconds, unless it has been stopped in a debugger."""
 
 _ANCILLARY_ROOM = socket.CMSG_LEN(DESCRIPTORS_MAX * array("i").itemsize)
 
@@ -38,7 +38,7 @@ class BrokerConnection:
         path: the broker's socket.
 
     Raises:
-        UsageError: nobody answers there.
+        UsageError: no broker answers there.
     """
 
     def __init__(self, path: str) -> None:
@@ -76,12 +76,12 @@ class BrokerConnection:
                 self._sock.close()
                 return Reply(errno.ESHUTDOWN)
             except BaseException:
-                self._sock.close()  # a late reply would be taken for the next one
+                self._sock.close()  # a late reply would be taken for that to the next request
                 raise
         return Reply(code, results, tuple(fds))
 
     def _receive(self, room: int) -> tuple[bytes, array[int]]:
-        # socket.recv_fds would do, did it not drop its flags in 3.11: the descriptors would leak into children.
+        # Not socket.recv_fds, which drops its flags in 3.11: the descriptors would leak into children.
         data, ancillary, _, _ = self._sock.recvmsg(room, _ANCILLARY_ROOM, socket.MSG_CMSG_CLOEXEC)
         fds = array("i")
         for level, kind, raw in ancillary:
@@ -105,5 +105,5 @@ class BrokerConnection:
             while self._sock.recv(REPLY_BYTES_MAX):
                 pass
         except OSError:
-            pass  # it has gone already
+            pass  # the broker has gone already
         self._sock.close()

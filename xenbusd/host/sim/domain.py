@@ -1,6 +1,6 @@
-"""The broker's books on one domain: what it has granted, and the ports it has open.
+"""The broker's record of one domain: the pages that it has granted, and the ports that it has open.
 
-Source: xen/common/grant_table.c and event_channel.c, for what is allowed and what follows from what.
+Source: xen/common/grant_table.c and event_channel.c, for the rules.
 Decision: D12.
 """
 
@@ -27,11 +27,11 @@ PORTS_MAX = 16384
 
 
 class Refusal(XenbusdError):
-    """A process asked for what its domain may not have.
+    """A process asked for something that its domain may not have.
 
     Args:
         errno: for its reply.
-        words: more for its reply: the references it was about.
+        words: further words of the reply: the references that were refused.
     """
 
     def __init__(self, errno: int, words: Sequence[int] = ()) -> None:
@@ -41,7 +41,7 @@ class Refusal(XenbusdError):
 
 
 class Memory:
-    """Zeroed pages in a file without a name. Its size is sealed: no process can pull a page from under another."""
+    """Zeroed pages in a file without a name. Its size is sealed: no process can take a page away from another."""
 
     __slots__ = ("_readonly", "fd", "pages")
 
@@ -57,7 +57,7 @@ class Memory:
             raise
 
     def descriptor(self, writable: bool) -> int:
-        """The descriptor to hand over. It stays the property of this object."""
+        """The descriptor to send to a process. This object still owns it."""
         if writable:
             return self.fd
         if self._readonly < 0:
@@ -65,7 +65,7 @@ class Memory:
         return self._readonly
 
     def close(self) -> None:
-        """Let go of the file. It lives on with the processes that have it mapped. Idempotent."""
+        """Close the file, which lives on in the processes that have it mapped. Idempotent."""
         for fd in (self.fd, self._readonly):
             if fd >= 0:
                 os.close(fd)
@@ -84,8 +84,9 @@ class Grant(NamedTuple):
 class Channel:
     """An event channel: two ends, and for each the eventfd that its owner waits on.
 
-    Both eventfds live as long as either end does: an end that has lost its other end goes on ringing a bell that
-    nobody hears, which is what Xen does with a notification to an unbound port, and the next to bind hears that bell.
+    Both eventfds live as long as either end does: an end that has lost its other end still sets an eventfd that nobody
+    waits on, as Xen lets a port without another end be notified, and the next end that binds receives that
+    notification.
     """
 
     __slots__ = ("bells", "domids", "ends")
@@ -111,12 +112,12 @@ class Port(NamedTuple):
 
     @property
     def bound(self) -> bool:
-        """Whether there is another end."""
+        """Whether it is bound to another end."""
         return self.channel.ends[1 - self.side] is not None
 
     @property
     def descriptors(self) -> list[int]:
-        """The eventfd to wait on, and the one that rings at the other end."""
+        """The eventfd to wait on, and the one that notifies the other end."""
         return [self.channel.bells[self.side], self.channel.bells[1 - self.side]]
 
 
@@ -150,13 +151,13 @@ class Domain:
         return grefs, memory
 
     def unshare(self, grefs: Sequence[int], memory: Memory) -> None:
-        """End a grant: nobody can map it any more. Who has it mapped keeps the pages."""
+        """End a grant: nobody can map it any more. Domains that have it mapped keep the pages."""
         for gref in grefs:
             del self.grants[gref]
         memory.close()
 
     def granted(self, gref: int, to: int, writable: bool) -> Grant:
-        """Find a page that another domain asks for, if it may have it."""
+        """Return the grant of a page that another domain asks for, if it may have the page."""
         grant = self.grants.get(gref)
         if grant is None:
             raise Refusal(errno.EINVAL)
@@ -203,4 +204,4 @@ def _ring(bell: int) -> None:
     try:
         os.eventfd_write(bell, 1)
     except BlockingIOError:
-        return  # its counter is full: it rings already
+        return  # its counter is full: the port is pending already

@@ -1,7 +1,7 @@
 """Event channels on the simulated host: eventfds, handed over by the broker, in one epoll set.
 
-The broker is needed to open and to close a port, never to use it. EPOLLONESHOT does what /dev/xen/evtchn does: a
-port that was delivered is silent until it is armed again, and is delivered at once if it rang meanwhile.
+The broker is needed to open and to close a port, never to use it. EPOLLONESHOT acts as /dev/xen/evtchn does: a port
+that was delivered is silent until it is armed again, and is delivered at once if it was notified meanwhile.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from xenbusd.ids import Domid, Port
 
 _ARMED = select.EPOLLIN | select.EPOLLONESHOT
 _ONE = (1).to_bytes(8, "little")
-"""What rings an eventfd."""
+"""The bytes that set an eventfd."""
 _AT_ONCE = 256
 """Ports taken in one call; `fd` stays readable while there are more."""
 
@@ -57,7 +57,7 @@ class SimEventChannels(EventChannels):
         try:
             os.write(signal, _ONE)
         except BlockingIOError:
-            return  # its counter is full: it rings already
+            return  # its counter is full: the port is pending already
 
     def pending(self) -> list[Port]:
         """See `EventChannels.pending`."""
@@ -74,7 +74,7 @@ class SimEventChannels(EventChannels):
     def unmask(self, port: Port) -> None:
         """See `EventChannels.unmask`."""
         wait = self._waits.get(port)
-        if wait is not None:  # closed meanwhile: the kernel, too, says nothing
+        if wait is not None:  # otherwise closed meanwhile, which is no error on a real host either
             self._epoll.modify(wait, _ARMED)
 
     def unbind(self, port: Port) -> None:
@@ -83,14 +83,14 @@ class SimEventChannels(EventChannels):
         if wait is None:
             return
         del self._ports[wait]
-        # By hand: the broker has the same file open, so that closing our descriptor takes it out of no set.
+        # Explicitly: the broker has the same file open, so closing our descriptor removes it from no set.
         self._epoll.unregister(wait)
         os.close(wait)
         os.close(self._signals.pop(port))
         self._broker.call(Verb.UNBIND, port)
 
     def close(self) -> None:
-        """Let go of all descriptors; the ports end with the connection, which is the caller's to close. Idempotent."""
+        """Close all descriptors; the ports end with the connection, which is the caller's to close. Idempotent."""
         self._epoll.close()
         for fd in (*self._waits.values(), *self._signals.values()):
             os.close(fd)

@@ -62,7 +62,7 @@ class SimGrants(Grants):
     """The grant tables, as the broker keeps them.
 
     Args:
-        broker: the connection through which everything is held.
+        broker: the connection through which all grants and mappings are held.
     """
 
     def __init__(self, broker: BrokerConnection) -> None:
@@ -99,7 +99,7 @@ class SimGrants(Grants):
                 os.close(fd)
 
     def give_back(self, handles: list[int]) -> None:
-        """Tell the broker that the pages are no longer mapped here, and forget the handles."""
+        """Report to the broker that the pages are no longer mapped here, and forget the handles."""
         while handles:
             self.broker.call(Verb.UNMAP, handles.pop())
 
@@ -152,7 +152,7 @@ class SimGrants(Grants):
 
 
 def _copy_one(segment: Copy, code: int, fd: int, page_offset: int) -> int:
-    """Copy one segment whose page has been looked up. Return its status."""
+    """Copy one segment whose page the broker has found. Return its status."""
     if code:
         return code
     where = page_offset + segment.offset

@@ -1,4 +1,4 @@
-"""The simulated machine: its domains, the processes in them, and what each process may ask for.
+"""The simulated machine: its domains, the processes in them, and the requests that each process may make.
 
 No sockets to clients here; the broker takes requests and sends answers. The words of each request are described at
 its `Verb`.
@@ -22,18 +22,18 @@ from xenbusd.store.server import StoreServer
 
 
 class Answer(NamedTuple):
-    """What goes back to a process."""
+    """The answer to a process."""
 
     words: Sequence[int] = ()
     fds: Sequence[int] = ()
     """Sent beside the words; they stay open here."""
     parting: socket.socket | None = None
-    """A socket whose descriptor is among them, and which is closed here once it has been sent."""
+    """A socket whose descriptor is among these, and which is closed here once it has been sent."""
 
 
 @dataclass(eq=False)
 class Process:
-    """One connection to the broker, and what is held through it."""
+    """One connection to the broker, and everything held through it."""
 
     domain: Domain | None = None
     shares: dict[int, tuple[list[int], Memory]] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class Machine:
         return process
 
     def leave(self, process: Process) -> None:
-        """Take back everything that a process held, which has ended. The last process of a domain ends the domain."""
+        """Take back everything that a process held, once it has ended. The last process of a domain ends the domain."""
         self._processes.remove(process)
         domain = process.domain
         if domain is None:
@@ -89,11 +89,11 @@ class Machine:
             self._bury(domain)
 
     def answer(self, process: Process, request: Request) -> Answer:
-        """Do what a process asks for.
+        """Carry out a process's request.
 
         Raises:
-            Refusal: its domain may not have that.
-            OSError: this process is out of descriptors or memory.
+            Refusal: its domain may not have what it asks for.
+            OSError: the broker's process is out of descriptors or memory.
         """
         if request.verb is Verb.CENSUS:
             return self._census()
@@ -118,7 +118,7 @@ class Machine:
         return Answer()
 
     def _bury(self, domain: Domain) -> None:
-        """Do what Xen does for a dead domain, and then what a toolstack does."""
+        """Do the work of Xen for a dead domain, and then that of a toolstack."""
         del self._domains[domain.domid]
         self._store.release(domain.domid)
         for path in domain_roots(domain.domid, domain.vm):
@@ -237,7 +237,7 @@ class Parcel:
         self._index: dict[int, int] = {}
 
     def add(self, grant: Grant, writable: bool) -> tuple[int, int]:
-        """Return where the page will be found: the index of its file's descriptor, and the page in it."""
+        """Return the place of the page: the index of its file's descriptor, and the page in it."""
         fd = grant.memory.descriptor(writable)
         index = self._index.get(fd)
         if index is None:

@@ -14,7 +14,7 @@ from xenbusd.host.address import address_of
 from xenbusd.ids import PAGE_SIZE
 
 _MAP_FIXED = 0x10
-"""Put it there and nowhere else (linux/include/uapi/asm-generic/mman-common.h)."""
+"""Map at exactly this address (linux/include/uapi/asm-generic/mman-common.h)."""
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 # CDLL, not PyDLL: the kernel may have to wait for another thread's page fault.
@@ -32,7 +32,7 @@ class Run(NamedTuple):
 
 
 def runs(places: Iterable[tuple[int, int]]) -> list[Run]:
-    """Join single (descriptor, page) places, in order, to as few runs as there can be."""
+    """Join single (descriptor, page) places, in order, to as few runs as possible."""
     joined: list[Run] = []
     for fd, page in places:
         last = joined[-1] if joined else None
@@ -46,11 +46,11 @@ def runs(places: Iterable[tuple[int, int]]) -> list[Run]:
 class Pages:
     """A range whose parts are shared with every process that maps the same files.
 
-    Python's own mmap object reserves and owns the range, and the files are laid over it. So Python knows of every
-    slice that is alive, and the range cannot be taken away under one.
+    Python's own mmap object reserves and owns the range, and the files are laid over it. So Python knows every slice
+    that is alive, and the range cannot be unmapped under one.
 
     Args:
-        parts: what comes one after the other. The descriptors are not needed afterwards.
+        parts: the runs, one after the other. Their descriptors are not needed afterwards.
         writable: otherwise writing through `view` raises TypeError.
 
     Raises:
@@ -77,7 +77,7 @@ class Pages:
         self.view = memoryview(self._range)
 
     def close(self) -> None:
-        """Take the range away. Idempotent.
+        """Unmap the range. Idempotent.
 
         Raises:
             LocalProtocolError: a slice or cast of `view` is alive; everything is left as it was.

@@ -34,7 +34,7 @@ STORE_SUFFIX = ".store"
 
 
 class Verb(IntEnum):
-    """What a process asks of the broker: arguments -> results [descriptors]."""
+    """The requests of a process to the broker: arguments -> results [descriptors]."""
 
     HELLO = 1
     """domid -> nothing. This process is in that domain; the first one brings the domain to life."""
@@ -78,14 +78,14 @@ _LONGEST = _SHORTEST | {Verb.MAP: 2 + BATCH, Verb.COPY: 3 * BATCH}
 
 
 class Request(NamedTuple):
-    """A request, checked for its shape; what the numbers name is for the broker to look up."""
+    """A request, checked for its shape only; the broker checks whether its numbers name anything."""
 
     verb: Verb
     words: tuple[int, ...]
 
 
 class Holdings(NamedTuple):
-    """What one domain has, as the broker's books say."""
+    """One domain's holdings, as the broker has recorded them."""
 
     domid: int
     processes: int
@@ -93,7 +93,7 @@ class Holdings(NamedTuple):
     ports: int
     """Event channel ports open."""
     ports_bound: int
-    """Those among them that have another end."""
+    """Those among them that are bound to another end."""
     grants_shared: int
     """Pages granted, and not taken back."""
     grants_mapped: int
@@ -113,7 +113,7 @@ def pack(words: Sequence[int]) -> bytes:
 
 
 def parse_request(data: bytes) -> Request:
-    """Take a request apart.
+    """Parse a request.
 
     Raises:
         ValueError: the packet is no request; its sender's connection is to be closed.
@@ -129,7 +129,7 @@ def parse_request(data: bytes) -> Request:
 
 
 def parse_reply(data: bytes) -> tuple[int, tuple[int, ...]]:
-    """Take a reply apart: its errno, and its results.
+    """Parse a reply into its errno and its results.
 
     Raises:
         ValueError: this is no reply.

@@ -1,4 +1,4 @@
-"""What a toolstack writes into the store for a domain, and takes out again after its death. Pure: no I/O here.
+"""The nodes that a toolstack writes for a domain, and removes after its death. Pure: no I/O here.
 
 Source: tools/libs/light/libxl_create.c (libxl__domain_make), libxl_domain.c (devices_destroy_cb).
 """
@@ -17,7 +17,7 @@ class Node(NamedTuple):
 
 
 def domain_nodes(domid: int, vm: str) -> list[Node]:
-    """What stands in the store before a guest begins to run, parents first.
+    """The nodes that are in the store before a guest begins to run, parents first.
 
     Args:
         domid: 1 or higher.
@@ -47,7 +47,7 @@ def domain_nodes(domid: int, vm: str) -> list[Node]:
 
 
 def dom0_nodes() -> list[Node]:
-    """What stands in the store for the first domain (tools/helpers/init-xenstore-domain.c, xen-init-dom0.c)."""
+    """The nodes that are in the store for the first domain (tools/helpers/init-xenstore-domain.c, xen-init-dom0.c)."""
     home = "/local/domain/0"
     return [
         Node(home, "", ["n0"]),
@@ -58,5 +58,5 @@ def dom0_nodes() -> list[Node]:
 
 
 def domain_roots(domid: int, vm: str) -> list[str]:
-    """The subtrees that go when a domain is destroyed. Backend directories stay: they are other domains'."""
+    """The subtrees that go when a domain is destroyed. Backend directories stay: they belong to other domains."""
     return [f"/vm/{vm}", f"/local/domain/{domid}", f"/libxl/{domid}"]

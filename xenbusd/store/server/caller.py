@@ -11,12 +11,12 @@ from xenbusd.store.wire import HEADER, PAYLOAD_MAX, Op
 
 
 class Caller:
-    """What the store keeps for one connection.
+    """The store's record of one connection.
 
     Args:
         domain: the domain that it acts as.
         wake: called when there are events to take and there were none before.
-        drop: called when the connection is to end at once: its domain has gone, or it does not take its events.
+        drop: called when the connection must end at once: its domain has gone, or it does not take its events.
     """
 
     def __init__(self, domain: Domain, wake: Callable[[], None], drop: Callable[[], None]) -> None:
@@ -33,8 +33,8 @@ class Caller:
     def notify(self, watch: Watch, path: bytes) -> None:
         """Keep an event until it is taken; one that is kept already is not kept twice (T2).
 
-        An unprivileged connection that leaves too many untaken is dropped: silence about a part of them would
-        leave it with a wrong picture, a new connection starts with a right one.
+        An unprivileged connection that leaves too many untaken is dropped: without some of them its picture of the
+        store would be wrong, and a new connection starts with a right one.
         """
         key = (watch, path)
         if key in self._events:
@@ -62,6 +62,6 @@ class Caller:
         return packets
 
     def discard(self, watch: Watch) -> None:
-        """Drop the events kept for a watch that is no more."""
+        """Drop the events that are kept for a watch that was removed."""
         for key in [key for key in self._events if key[0] is watch]:
             self._event_bytes -= HEADER.size + len(self._events.pop(key))

@@ -1,6 +1,6 @@
 """One connection to the embedded store: packets in, packets out. The asyncio side of a `Caller`.
 
-All complete packets of one read from the socket are worked off in one loop and their answers leave in one write,
+All complete packets of one read from the socket are handled in one loop, and their answers leave in one write,
 followed by the watch events that they caused.
 """
 
@@ -25,9 +25,9 @@ _ERRORS = {code: errno_name(code) + b"\0" for code in errno.errorcode}
 class Connection(asyncio.Protocol):
     """Serves one stream socket as one domain.
 
-    A peer that does not read is not read from either: its requests wait in its own socket, after at most
+    From a peer that does not read, nothing is read either: its requests wait in its own socket, after at most
     `Quotas.outstanding` answers (or those of one read, for domain 0) have been kept for it. A peer whose bytes make
-    no packets loses its connection; nobody else notices.
+    no packets loses its connection; no other peer is affected.
     """
 
     def __init__(self, state: State, domain: Domain) -> None:
@@ -99,7 +99,8 @@ class Connection(asyncio.Protocol):
             self._busy = False
 
     def _answer(self) -> tuple[list[bytes], bool | None]:
-        """Return the answers to the next batch of packets, and whether more follow; None: what follows is no packet."""
+        """Return the answers to the next batch of packets, and whether more follow; None: the bytes that follow are no
+        packet."""
         data = self._unread
         end = len(data)
         header_size = HEADER.size

@@ -1,4 +1,4 @@
-"""The domains that the store knows, and what each of them uses of it. Pure.
+"""The domains that the store knows, and how much of the store each of them uses. Pure.
 
 Source: tools/xenstore/xenstored_domain.c.
 """
@@ -17,14 +17,14 @@ DOMID_SELF = 0x7FF0
 
 
 class Domain:
-    """One life of a domain: a domid that is used again belongs to another `Domain`."""
+    """One life of a domain: a domid that is reused belongs to another `Domain`."""
 
     def __init__(self, domid: int, quotas: Quotas) -> None:
         self.domid = domid
         self.quotas = quotas
         self.privileged = domid == 0
         self.home = b"/local/domain/%d/" % domid
-        """What its relative paths start from."""
+        """The path that its relative paths start from."""
         self.target: int | None = None
         """The domain that it acts for."""
         self.introduced = self.privileged
@@ -33,7 +33,7 @@ class Domain:
         self.transactions = 0
 
     def allow(self, perms: Permissions) -> int:
-        """Return what the domain may do with a node of these permissions: a mask of READ, WRITE, OWN."""
+        """Return the domain's rights to a node of these permissions: a mask of READ, WRITE, OWN."""
         return ALL if self.privileged else perms.allow(self.domid, self.target)
 
 
@@ -49,7 +49,7 @@ class Domains:
         return iter(list(self._known.values()))
 
     def get(self, domid: int) -> Domain:
-        """Return the domain, and make its acquaintance if need be.
+        """Return the domain; add it if it is not known yet.
 
         Raises:
             Refusal: EINVAL: no domain can have this number.
@@ -75,11 +75,11 @@ class Domains:
         return domain
 
     def known(self, domid: int) -> Domain | None:
-        """Return a domain if it has been heard of."""
+        """Return a domain if it is known, else None."""
         return self._known.get(domid)
 
     def forget(self, domid: int) -> Domain | None:
-        """Take a domain out, and out of the targets of others; None if it is unknown."""
+        """Remove a domain, also as the target of others, and return it; None if it is unknown."""
         for other in self._known.values():
             if other.target == domid:
                 other.target = None

@@ -30,10 +30,10 @@ def perform(state: State, caller: Caller, op: int, tx_id: int, payload: bytes) -
 
     Args:
         state: the store.
-        caller: who asks.
-        op: any number; one that is no operation is refused with ENOSYS.
+        caller: the connection that asks.
+        op: any number; a number that is no operation is refused with ENOSYS.
         tx_id: the transaction that the request is part of; 0: none. Operations that are not about nodes ignore it.
-        payload: as it came.
+        payload: the request's bytes, unchecked.
 
     Raises:
         Refusal: the answer is an ERROR.
@@ -79,7 +79,7 @@ def _directory_part(state: State, caller: Caller, transaction: Transaction | Non
     names, generation = verbs.directory(transaction or state.tree, caller.domain, path)
     listing = _joined(names)
     answer = b"%d\0" % generation
-    # Whole names only; and an empty one behind the last, for which a byte is kept free.
+    # Whole names only; and an empty one after the last, for which a byte is kept free.
     stop = min(len(listing), start + PAYLOAD_MAX - len(answer) - 1)
     stop = listing.rfind(b"\0", start, stop) + 1 or start
     return answer + listing[start:stop] + (b"\0" if stop >= len(listing) else b"")
@@ -118,7 +118,7 @@ def _edit(state: State, transaction: Transaction | None, edit: Edit) -> bytes:
 
 
 def _path(state: State, caller: Caller, raw: bytes) -> bytes:
-    """Return the absolute path, or refuse what cannot be one."""
+    """Return the absolute path, or refuse an invalid one."""
     if raw.startswith(b"/"):
         if raw in state.tree.nodes:
             return raw
@@ -251,7 +251,7 @@ def _transaction(caller: Caller, tx_id: int) -> Transaction:
 
 
 def _within_quota(domain: Domain, outcome: Transaction) -> bool:
-    """Say whether a domain may commit: what it owns has not grown beyond its quota."""
+    """Return whether a domain may commit: the nodes that it owns have not grown beyond its quota."""
     return (
         domain.privileged
         or outcome.owned.get(domain.domid, 0) <= 0
@@ -267,7 +267,7 @@ def _one(payload: bytes) -> bytes:
 
 
 def _strings(payload: bytes, least: int, *, more: bool = False) -> list[bytes]:
-    """Return the first `least` strings of the payload, or, with `more`, all; what follows the last NUL is ignored."""
+    """Return the first `least` strings of the payload, or, with `more`, all; bytes after the last NUL are ignored."""
     strings = payload.split(b"\0")[:-1]
     if len(strings) < least:
         raise Refusal(errno.EINVAL)

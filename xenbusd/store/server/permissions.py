@@ -1,4 +1,4 @@
-"""Who may do what with a node. Pure.
+"""The rights of domains to a node. Pure.
 
 Source: docs/misc/xenstore.txt (GET_PERMS, SET_PERMS), tools/xenstore/xenstored_core.c:perm_for_conn.
 """
@@ -26,7 +26,7 @@ _DOMID_MAX = 0xFFFF
 class Permissions:
     """A node's permission list. Immutable, and shared by all nodes that have the same.
 
-    The first entry names the owner, who may do everything, and says what domains that are not listed may do. Of
+    The first entry names the owner, who may do everything, and gives the rights of domains that are not listed. Of
     several entries for one domain the first counts.
     """
 
@@ -42,7 +42,7 @@ class Permissions:
         self.text = b"".join(b"%c%d\0" % (_LETTERS[mask], domid) for domid, mask in entries)
 
     def allow(self, domid: int, target: int | None = None) -> int:
-        """Return what an unprivileged domain may do here: a mask of READ, WRITE, OWN.
+        """Return the rights of an unprivileged domain here: a mask of READ, WRITE, OWN.
 
         Args:
             domid: the domain.
@@ -79,7 +79,7 @@ def parse_permissions(words: Iterable[bytes]) -> Permissions:
     """Parse entries such as b"n3", b"r0".
 
     Raises:
-        Refusal: EINVAL: none at all, or one that is no permission.
+        Refusal: EINVAL: there are no entries, or one is no permission.
     """
     entries: list[tuple[int, int]] = []
     for word in words:

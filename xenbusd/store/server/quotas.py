@@ -1,4 +1,4 @@
-"""How much a domain may use of the store, and the way the store says no. Pure.
+"""How much of the store a domain may use, and the exception by which the store refuses more. Pure.
 
 Source: tools/xenstore/xenstored_core.c, quota_*.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 class Refusal(Exception):
-    """The store says no; the errno's name goes into the ERROR packet.
+    """The store refuses a request; the errno's name goes into the ERROR packet.
 
     Args:
         code: a positive errno, one of xs_wire.h's xsd_errors.
@@ -23,14 +23,14 @@ class Refusal(Exception):
 
 @dataclass(frozen=True)
 class Quotas:
-    """What an unprivileged domain may use. The defaults are xenstored's; domain 0 is exempt from all of them."""
+    """The limits of an unprivileged domain. The defaults are xenstored's; domain 0 is exempt from all of them."""
 
     watches: int = 128
     """Watches registered."""
     nodes: int = 1000
     """Nodes owned."""
     node_bytes: int = 2048
-    """A node stays below this: header, permissions, value and the names of its children."""
+    """Bytes that a node must stay below: header, permissions, value and the names of its children."""
     transactions: int = 10
     """Transactions open at once."""
     transaction_nodes: int = 1024
@@ -40,6 +40,6 @@ class Quotas:
     path_bytes: int = 2048
     """A path, not counting a leading /local/domain/<domid>/."""
     outstanding: int = 20
-    """Requests whose answers wait to be taken; more are not looked at until then."""
+    """Requests whose answers wait to be taken; until then no more requests are read."""
     unsent_event_bytes: int = 1 << 20
     """Different watch events that wait to be taken; beyond this the connection is closed."""

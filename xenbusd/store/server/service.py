@@ -28,7 +28,7 @@ class StoreServer:
     """One store; any number of connections, each acting as one domain.
 
     Args:
-        quotas: what a domain other than 0 may use.
+        quotas: the limits of every domain other than 0.
     """
 
     def __init__(self, *, quotas: Quotas | None = None) -> None:
@@ -74,22 +74,24 @@ class StoreServer:
             self._state.introduce(domid)
 
     def release(self, domid: int) -> None:
-        """A domain has gone: close its connections, delete the nodes it owns, fire @releaseDomain. Idempotent.
+        """Forget a domain that has ended: close its connections, delete the nodes it owns, fire @releaseDomain.
+        Idempotent.
 
-        Its id goes out of all permission lists, so that a later domain of this number inherits nothing (XSA-322).
+        Its domid is removed from all permission lists, so that a later domain of the same number inherits nothing
+        (XSA-322).
 
         Raises:
-            StoreError: domain 0 cannot go.
+            StoreError: domain 0 cannot be released.
         """
         if domid == 0:
             raise StoreError("RELEASE", "0", errno.EINVAL)
         self._state.release(domid)
 
     def write(self, path: str, value: str | bytes, perms: list[str] | None = None) -> None:
-        """Set a node as domain 0, with what is missing above it, and its permissions if they are given.
+        """Set a node as domain 0, with any missing nodes above it, and with its permissions if they are given.
 
         Raises:
-            InvalidPath, InvalidPayload, InvalidPermission: (pyxs's) an argument cannot be what it is to be.
+            InvalidPath, InvalidPayload, InvalidPermission: (pyxs's) an argument is not valid.
         """
         node = _absolute(path)
         data = value if isinstance(value, bytes) else value.encode()
@@ -104,10 +106,10 @@ class StoreServer:
         self._state.fire()
 
     def rm(self, path: str) -> None:
-        """Remove a node and what is below it, as domain 0. Idempotent.
+        """Remove a node and everything below it, as domain 0. Idempotent.
 
         Raises:
-            InvalidPath: (pyxs's) it cannot be a path.
+            InvalidPath: (pyxs's) it is not a valid path.
             StoreError: the root cannot be removed.
         """
         node = _absolute(path)
@@ -117,10 +119,10 @@ class StoreServer:
             self._state.fire()
 
     def exists(self, path: str) -> bool:
-        """Say whether there is a node.
+        """Return whether the node exists.
 
         Raises:
-            InvalidPath: (pyxs's) it cannot be a path.
+            InvalidPath: (pyxs's) it is not a valid path.
         """
         return self._state.tree.find(_absolute(path)) is not None
 
@@ -139,7 +141,7 @@ class StoreServer:
         for server in self._servers:
             await server.wait_closed()
         self._servers.clear()
-        # Transports close in the next turn of the loop; let it come before the caller ends the loop.
+        # Transports close in the next turn of the loop: wait for that turn before the caller ends the loop.
         await asyncio.sleep(0)
 
     async def _serve(self, sock: socket.socket, domain: Domain) -> None:

@@ -20,7 +20,7 @@ class State:
     """Nodes, watches and domains.
 
     Args:
-        quotas: what a domain other than 0 may use.
+        quotas: the limits of every domain other than 0.
     """
 
     def __init__(self, quotas: Quotas) -> None:
@@ -31,7 +31,7 @@ class State:
         self.closed = False
 
     def join(self, caller: Caller) -> None:
-        """Take in a new caller."""
+        """Add a new caller."""
         self._callers.setdefault(caller.domain, set()).add(caller)
 
     def callers(self, domain: Domain) -> list[Caller]:
@@ -47,13 +47,13 @@ class State:
             self._callers.pop(caller.domain, None)
 
     def close(self) -> None:
-        """End every connection, and let no other begin."""
+        """End every connection, and accept no new one."""
         self.closed = True
         for caller in [caller for here in self._callers.values() for caller in here]:
             caller.drop()
 
     def introduce(self, domid: int) -> None:
-        """Make a domain known and fire @introduceDomain; nothing if it is known.
+        """Make a domain known and fire @introduceDomain; do nothing if it is known already.
 
         Raises:
             Refusal: EINVAL: no domain can have this number.
@@ -64,7 +64,8 @@ class State:
             self._fire_special(INTRODUCE_DOMAIN)
 
     def release(self, domid: int) -> None:
-        """A domain has gone: end its connections, delete what it owns, strike it from permission lists.
+        """Forget a domain that has ended: end its connections, delete the nodes that it owns, remove it from permission
+        lists.
 
         @releaseDomain fires after that, and only if the domain had been introduced.
         """
@@ -81,13 +82,13 @@ class State:
         """Register a watch, which fires at once (T1).
 
         Args:
-            caller: who.
+            caller: the connection to notify.
             path: an absolute path, or a special name.
             token: any bytes without a NUL.
             cut: bytes to take off the front of the paths that it reports.
 
         Raises:
-            Refusal: EEXIST: it is registered already. E2BIG: the domain has as many as it may.
+            Refusal: EEXIST: it is registered already. E2BIG: the domain has reached its limit.
         """
         domain = caller.domain
         if (path, token) in caller.watches:
@@ -111,7 +112,7 @@ class State:
         self._forget_watch(watch)
 
     def reset(self, caller: Caller) -> None:
-        """Take a caller's watches and transactions away."""
+        """Remove a caller's watches and transactions."""
         for watch in caller.watches.values():
             self._forget_watch(watch)
         caller.watches.clear()
@@ -119,7 +120,7 @@ class State:
         caller.transactions.clear()
 
     def fire(self) -> None:
-        """Tell the watchers of all that has changed in the tree, in order."""
+        """Notify the watches of all changes in the tree, in order."""
         changes = self.tree.changes
         if self.watches:
             for change in changes:
@@ -130,7 +131,7 @@ class State:
         changes.clear()
 
     def _may_hear(self, domain: Domain, change: Change) -> bool:
-        """Say whether a domain may read the node, or the one above it, now or before the change."""
+        """Return whether a domain may read the node, or the one above it, now or before the change."""
         if any(domain.allow(perms) & READ for perms in change.former):
             return True
         node = self.tree.find(change.path)

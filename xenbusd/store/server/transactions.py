@@ -1,11 +1,11 @@
 """Transactions: a private state over the tree, and its commit. Pure.
 
 A transaction keeps an `Entry` for each node that it has touched and nothing else, so that its cost is that of its
-own operations. At commit everything that the caller was told (a value, permissions, a listing, that there is no
-such node) must still be so, or the commit is refused with EAGAIN. What was only written does not conflict: if
-somebody else was there meanwhile, the edits are done again on the tree as it has become, as oxenstored does. So two
+own operations. At commit every answer that the caller was given (a value, permissions, a listing, the absence of a
+node) must still hold, or the commit is refused with EAGAIN. Nodes that were only written do not conflict: if another
+caller has changed them meanwhile, the edits are done again on the tree as it is then, as oxenstored does. So two
 transactions may fill the same directory at once, unless one of them has listed it. They are not done again if the
-caller has read anything after the first of them, for that answer might become another.
+caller has read anything after the first of them, since that answer might change.
 
 Either way the outcome is as if the whole transaction had happened at the moment of its commit.
 """
@@ -20,11 +20,11 @@ from xenbusd.store.server.quotas import Refusal
 from xenbusd.store.server.tree import ROOT, Change, Node, Tree, View, basename, child, parent
 
 Edit = Callable[[View], None]
-"""An edit that can be done again: it raises `Refusal` if it is not possible any more."""
+"""An edit that can be done again; it raises `Refusal` if it is no longer possible."""
 
 
 class Entry:
-    """What a transaction knows of one path.
+    """The state of one path in a transaction.
 
     Attributes:
         base: the node in the tree when the path was first touched, None if there was none.
@@ -32,10 +32,10 @@ class Entry:
         told: the caller relies on `base`.
         names: the names below `base` as they were first listed; None if they were not.
         generation: of the names below `base` when they were listed or swept away; None if neither.
-        fresh: the node was made here, and what the tree has below it does not show.
-        hidden: `base` does not show, because a node above it has been removed or made here, or was not there.
+        fresh: the node was made here, and the nodes that the tree has below it are hidden.
+        hidden: `base` is not visible, because a node above it has been removed or made here, or did not exist.
         added: names made here.
-        removed: names taken away here.
+        removed: names removed here.
         grown: bytes by which the names have grown; negative if they have shrunk.
     """
 
@@ -58,7 +58,7 @@ class Transaction:
     """A `View` of the tree that nobody else sees until it is committed.
 
     Args:
-        tree: what it is a view of.
+        tree: the tree that this is a view of.
         nodes_max: how many paths it may touch, and how many edits it may hold; None: any number.
     """
 
@@ -69,14 +69,14 @@ class Transaction:
         self._nodes_max = nodes_max
         self._entries: dict[bytes, Entry] = {}
         self._edits: list[Edit] = []
-        # The caller was told what depends on its own edits, so that they cannot be done again with another outcome.
+        # The caller has read an answer that depends on its own edits: they cannot be done again with another outcome.
         self._bound = False
 
     def edit(self, edit: Edit) -> None:
         """Do an edit here, and remember it for the commit.
 
         Raises:
-            Refusal: what the edit raises; or ENOSPC: there are as many as there may be.
+            Refusal: the one that the edit raises; or ENOSPC: the limit on edits is reached.
         """
         most = self._nodes_max
         # One edit may change many nodes, hence both numbers.
@@ -168,7 +168,7 @@ class Transaction:
         for here, node in self.below(path):
             entry = self._entries[here]
             if entry.generation is None and not entry.fresh:
-                # Names that come up below it until the commit would be left without a parent.
+                # Names that are added below it before the commit would be left without a parent.
                 entry.generation = _generation(entry.base)
             entry.node = None
             self._count(node.perms.owner, -1)
@@ -179,14 +179,14 @@ class Transaction:
         above.grown -= len(name) + 1
 
     def commit(self, may_own: Callable[[Transaction], bool] = lambda _: True) -> list[Change]:
-        """Make it so, and return what has changed, in the order of the edits.
+        """Apply the transaction to the tree, and return the changes, in the order of the edits.
 
         Args:
             may_own: says whether the nodes that the tree would hold then are within the caller's quota.
 
         Raises:
-            Refusal: EAGAIN: what the caller was told is no longer so, or an edit is no longer possible. ENOSPC:
-                `may_own` says no. Nothing has changed then.
+            Refusal: EAGAIN: an answer that the caller was given no longer holds, or an edit is no longer possible.
+                ENOSPC: `may_own` says no. Nothing has changed then.
         """
         nodes = self._tree.nodes
         alike = True
@@ -247,7 +247,7 @@ class Transaction:
         return entry
 
     def _is_hidden(self, path: bytes) -> bool:
-        """Say whether what the tree has at this path, not touched yet, is out of sight because of what is above it."""
+        """Return whether the tree's node at this path, not touched yet, is hidden because of a node above it."""
         while path != ROOT and path.startswith(ROOT):
             path = parent(path)
             entry = self._entries.get(path)

@@ -1,9 +1,9 @@
 """The tree of nodes: values, permissions, children, and who owns how many of them. Pure.
 
-A node is found by its whole path in one dictionary, so that a read costs the same at any depth. A `Node` keeps its
-value and its permissions for good: a write puts a new `Node` in its place. A transaction therefore remembers what
-it saw by holding the object, and learns that it has changed by comparing identities. The names of a node's children
-are in a `Children` that passes from each `Node` to its successor.
+A node is found by its whole path in one dictionary, so that a read costs the same at any depth. A `Node` never changes
+its value and its permissions: a write puts a new `Node` in its place. A transaction therefore remembers what it saw by
+holding the object, and detects a change by comparing identities. The names of a node's children are in a `Children`
+that passes from each `Node` to its successor.
 
 Source: tools/xenstore/xenstored_core.c (write_node, construct_node), docs/misc/xenstore.txt.
 """
@@ -21,15 +21,15 @@ INTRODUCE_DOMAIN = b"@introduceDomain"
 RELEASE_DOMAIN = b"@releaseDomain"
 
 NODE_HEADER_BYTES = 24
-"""What xenstored counts for a node besides its contents (struct xs_tdb_record_hdr)."""
+"""Bytes that xenstored counts for a node besides its contents (struct xs_tdb_record_hdr)."""
 PERMISSION_BYTES = 8
-"""What it counts for one entry of a permission list (struct xs_permissions)."""
+"""Bytes that xenstored counts for one entry of a permission list (struct xs_permissions)."""
 
 
 class Children:
-    """The names below one node, in the order in which they came.
+    """The names below one node, in the order in which they were added.
 
-    `size` is what xenstored counts for them: each name with its NUL. `generation` is new after every change.
+    `size` is the bytes that xenstored counts for them: each name with its NUL. `generation` is new after every change.
     """
 
     __slots__ = ("generation", "names", "size")
@@ -41,7 +41,7 @@ class Children:
 
 
 class Node:
-    """A value and its permissions, both for good; and the children, which may change."""
+    """A value and its permissions, which never change; and the children, which may."""
 
     __slots__ = ("children", "perms", "value")
 
@@ -52,35 +52,35 @@ class Node:
 
 
 class Change(NamedTuple):
-    """Something happened at `path`: watches are to hear of it."""
+    """A change at `path`, for the watches to be notified of."""
 
     path: bytes
     exact: bool = False
-    """Only watches on `path` itself are meant, because it vanished together with a node above it."""
+    """Only watches on `path` itself are notified, because it vanished together with a node above it."""
     former: tuple[Permissions, ...] = ()
-    """Permission lists in force before the change, whose readers may hear of it too."""
+    """Permission lists in force before the change, whose readers may be notified, too."""
 
 
 class View(Protocol):
     """Nodes as one caller sees them: the tree itself, or a transaction's private state of it."""
 
     changes: list[Change]
-    """What has happened, in order, until somebody takes it."""
+    """The changes so far, in order, until they are taken."""
 
     def find(self, path: bytes) -> Node | None:
-        """Return a node that an operation is about."""
+        """Return the node that an operation is about."""
 
     def peek(self, path: bytes) -> Node | None:
-        """Return a node that merely decides how an operation is refused."""
+        """Return a node that only decides how an operation is refused."""
 
     def rely(self, path: bytes) -> None:
         """Note that the answer to the caller depends on the result of `find`: the node, or its absence."""
 
     def listing(self, path: bytes) -> tuple[Iterable[bytes], int]:
-        """Return the names below an existing node, and a number that is another whenever they are. Implies `rely`."""
+        """Return the names below an existing node, and a number that changes whenever they do. Implies `rely`."""
 
     def children_bytes(self, path: bytes) -> int:
-        """Return what the names below an existing node count for in its size."""
+        """Return the bytes that the names below an existing node add to its size."""
 
     def owned_by(self, domid: int) -> int:
         """Return how many nodes a domain owns."""
@@ -99,7 +99,7 @@ class View(Protocol):
 
 
 def parent(path: bytes) -> bytes:
-    """Return the path one level up; the root has none, so do not ask for it."""
+    """Return the path one level up; not for the root, which has none."""
     return path[: path.rindex(b"/")] or ROOT
 
 
@@ -119,9 +119,9 @@ def size(value: bytes, perms: Permissions, children_bytes: int) -> int:
 
 
 class Tree:
-    """All nodes: the `View` that everybody shares. Parents, children and owners' counts are always in step.
+    """All nodes: the `View` that all callers share. Parents, children and owners' counts are always in step.
 
-    Nothing here asks who is calling; `verbs` does that.
+    No permission is checked here: `verbs` does that.
     """
 
     find: Callable[[bytes], Node | None]
@@ -140,7 +140,7 @@ class Tree:
         self.create(b"/tool/xenstored", Node(b"", dom0))
 
     def rely(self, path: bytes) -> None:
-        """Remember nothing: what is read outside a transaction holds only for that moment."""
+        """Do nothing: a value read outside a transaction holds only for that moment."""
 
     def listing(self, path: bytes) -> tuple[Iterable[bytes], int]:
         """As `View.listing`. The names are live: use them at once."""
@@ -180,7 +180,7 @@ class Tree:
         self.link(parent(path), (), (basename(path),))
 
     def put(self, path: bytes, node: Node) -> None:
-        """Set a node, and leave it to the caller to tell the parent."""
+        """Set a node, and leave it to the caller to update the parent."""
         old = self.nodes.get(path)
         self.nodes[path] = node
         self._count(node.perms.owner, 1)
@@ -188,11 +188,11 @@ class Tree:
             self._count(old.perms.owner, -1)
 
     def drop(self, path: bytes) -> None:
-        """Delete one node, and leave it to the caller to tell the parent and to delete what is below."""
+        """Delete one node, and leave it to the caller to update the parent and to delete the nodes below."""
         self._count(self.nodes.pop(path).perms.owner, -1)
 
     def link(self, path: bytes, added: Iterable[bytes], removed: Iterable[bytes]) -> None:
-        """Change the names below an existing node: first take away, then add."""
+        """Change the names below an existing node: first remove, then add."""
         node = self.nodes[path]
         children = node.children
         if children is None:

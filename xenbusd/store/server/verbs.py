@@ -1,6 +1,6 @@
-"""What a domain does to nodes, in the tree or in a transaction: permissions and quotas are asked here. Pure.
+"""The acts of a domain on nodes, in the tree or in a transaction, with checks of permissions and quotas. Pure.
 
-Each function raises `Refusal` before it has changed anything, or does the whole thing and notes a `Change`.
+Each function either raises `Refusal` before it has changed anything, or does the whole act and records a `Change`.
 
 Source: tools/xenstore/xenstored_core.c (get_node, errno_from_parents, do_write, do_mkdir, do_rm, do_set_perms).
 """
@@ -24,7 +24,7 @@ def read(view: View, domain: Domain, path: bytes) -> bytes:
 
 
 def directory(view: View, domain: Domain, path: bytes) -> tuple[Iterable[bytes], int]:
-    """Return the names of a node's children, and a number that is another whenever they are."""
+    """Return the names of a node's children, and a number that changes whenever they do."""
     _existing(view, domain, path, READ)
     view.rely(path)
     return view.listing(path)
@@ -38,7 +38,7 @@ def get_perms(view: View, domain: Domain, path: bytes) -> Permissions:
 
 
 def write(view: View, domain: Domain, path: bytes, value: bytes) -> None:
-    """Set a node's value; make the node, and those above it, if they are not there."""
+    """Set a node's value; make the node, and those above it, if they do not exist."""
     node = _reach(view, domain, path, WRITE)
     if node is None:
         _create(view, domain, path, value)
@@ -50,14 +50,14 @@ def write(view: View, domain: Domain, path: bytes, value: bytes) -> None:
 
 
 def mkdir(view: View, domain: Domain, path: bytes) -> None:
-    """Make a node, and those above it; one that is there is left as it is."""
+    """Make a node, and those above it; one that exists is left as it is."""
     if _reach(view, domain, path, WRITE) is None:
         _create(view, domain, path, b"")
         view.changes.append(Change(path))
 
 
 def rm(view: View, domain: Domain, path: bytes) -> None:
-    """Remove a node and everything below it. That it is not there is no error if its parent is."""
+    """Remove a node and everything below it. A missing node is no error if its parent exists."""
     node = _reach(view, domain, path, WRITE)
     if path == ROOT:
         raise Refusal(errno.EINVAL)
@@ -70,8 +70,8 @@ def rm(view: View, domain: Domain, path: bytes) -> None:
 
 
 def remove(view: View, path: bytes) -> None:
-    """Remove an existing node and everything below it, without a check of permissions, and note the changes."""
-    # A transaction may have the node while its parent has been removed behind the transaction's back.
+    """Remove an existing node and everything below it, without a check of permissions, and record the changes."""
+    # A transaction may have the node while its parent has been removed outside the transaction.
     above = view.find(parent(path))
     doomed = view.below(path)
     perms = {here: node.perms for here, node in doomed}

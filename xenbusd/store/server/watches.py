@@ -1,7 +1,7 @@
-"""Registered watches: who hears of a change at which path. Pure.
+"""Registered watches: which connections are notified of a change at which path. Pure.
 
-Watches are kept by the path they are on. A change asks only there and at the paths above it, so that its cost does
-not depend on how many watches there are. A listener may remove watches while it is notified.
+Watches are kept by the path they are on. A change searches only its own path and those above it, so that its cost does
+not depend on the number of watches. A listener may remove watches while it is notified.
 
 Source: docs/misc/xenstore.txt (WATCH), tools/xenstore/xenstored_watch.c.
 """
@@ -16,7 +16,7 @@ from xenbusd.store.server.tree import ROOT
 
 
 class Listener(Protocol):
-    """The connection that a watch belongs to, as far as the watch knows it."""
+    """The part of a connection that its watches use."""
 
     @property
     def domain(self) -> Domain:
@@ -26,7 +26,7 @@ class Listener(Protocol):
         """Keep an event until the connection takes it."""
 
     def discard(self, watch: Watch) -> None:
-        """Drop the events kept for a watch that was removed."""
+        """Drop the events that are kept for a watch that was removed."""
 
 
 class Watch:
@@ -35,7 +35,7 @@ class Watch:
     Args:
         caller: the connection that is notified.
         path: the absolute path, or the name of a special watch such as @releaseDomain.
-        token: what the caller recognises it by.
+        token: the bytes by which the caller recognises the watch.
         cut: bytes that are taken off the front of each path reported: not 0 if it was given as a relative path.
     """
 
