@@ -1,4 +1,4 @@
-"""What a driver may use: the only module of xenbusd that a driver imports.
+"""The drivers' interface: the only module of xenbusd that a driver imports.
 
 A driver is two classes, one for each end, in a package of its own, named by entry points of the group
 `xenbusd.drivers`. `xenbusd_echo` is the template.

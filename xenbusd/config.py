@@ -39,7 +39,7 @@ TIMEOUT_MAX_S = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class DaemonConfig:
-    """Table [daemon]: what the daemon serves, and how it runs."""
+    """Table [daemon]: the classes that the daemon serves, and how it runs."""
 
     host: str = "xen"
     """ "xen", or "sim:" and the socket of a simulated host."""
@@ -62,7 +62,7 @@ class HotplugConfig:
     """Table [hotplug]: how hotplug scripts are run."""
 
     timeout_s: float = 40.0
-    """Seconds until a script is killed; libxl's limit is 40."""
+    """Seconds until a script is killed; libxl's limit is 40 s."""
     scripts_dir: str = "/etc/xen/scripts"
     """The folder of scripts that are given by their bare names."""
 
@@ -110,7 +110,7 @@ def load(path: str) -> Config:
     """Read a configuration file.
 
     Raises:
-        UsageError: naming the file, and the line and the key if the mistake is in one.
+        UsageError: naming the file, and also the line and the key if the mistake is in one.
     Blocks: reads one file.
     """
     try:

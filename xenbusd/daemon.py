@@ -1,6 +1,6 @@
 """A daemon process, for both roles: backends in dom0 or a driver domain, frontends in a guest.
 
-What runs the devices is `bus.runtime.Runtime`. Here is what a service adds to it: signals, readiness and the watchdog,
+`bus.runtime.Runtime` runs the devices. This module adds the parts of a service: signals, readiness and the watchdog,
 the control socket, the run directory, and arbiter mode.
 """
 
@@ -35,7 +35,7 @@ from xenbusd.store.client import StoreClient
 
 
 class Daemon:
-    """Everything that one `xenbusd serve` or `xenbusd agent` process is made of.
+    """One `xenbusd serve` or `xenbusd agent` process, with all its parts.
 
     Args:
         side: backends or frontends.
@@ -72,7 +72,7 @@ class Daemon:
         Raises:
             StoreLost: no store answers at the start.
             DriverError: a driver is missing or bad.
-            UsageError: another daemon has this run directory; arbiter mode where it cannot be.
+            UsageError: another daemon has this run directory, or arbiter mode is not possible here.
         """
         check_arbiter(self.side, self.config)
         drivers = registry.find(self.side, self.config.daemon.classes)
@@ -144,7 +144,7 @@ class Daemon:
 
 
 def check_arbiter(side: Side, config: Config) -> None:
-    """Refuse arbiter mode where there is nothing to share with Linux's backends.
+    """Refuse arbiter mode where there are no backends of Linux's to share with.
 
     Raises:
         UsageError
@@ -156,14 +156,14 @@ def check_arbiter(side: Side, config: Config) -> None:
 
 
 async def release(config: Config, kernel_bus: KernelBus | None = None) -> str:
-    """Undo what a daemon in arbiter mode changed and could not undo itself. Does nothing if nothing was changed.
+    """Undo the changes of a daemon in arbiter mode that it could not undo itself. Does nothing if there are none.
 
     Args:
-        config: as the daemon had it.
-        kernel_bus: the kernel's.
+        config: the daemon's configuration.
+        kernel_bus: the kernel's bus; by default that of this machine.
 
     Returns:
-        What was done, as a sentence.
+        A sentence that says what was done.
 
     Raises:
         UsageError: a daemon still runs, or the kernel's switch cannot be written.

@@ -33,7 +33,7 @@ class XenbusdError(Exception):
     """Base of all errors of xenbusd.
 
     Args:
-        message: one sentence: what is wrong, and what to do about it if that is known.
+        message: one sentence: the fault, and the remedy if it is known.
         context: further facts for the log line.
     """
 
@@ -43,7 +43,7 @@ class XenbusdError(Exception):
 
 
 class LocalProtocolError(XenbusdError):
-    """A bug of our own: the protocol forbids what was about to be done."""
+    """A bug of our own: the protocol forbids the act that was about to be done."""
 
 
 class OtherendError(XenbusdError):
@@ -154,7 +154,7 @@ class DriverError(XenbusdError):
 
 
 class ResourceError(XenbusdError):
-    """The resource behind a device, such as a disk image or a TPM, cannot be had, or not as asked.
+    """The resource behind a device, such as a disk image or a TPM, is not available, or not as requested.
 
     A driver of any class raises it. The device closes; its error node gets errno and message.
 

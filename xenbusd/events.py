@@ -1,8 +1,8 @@
-"""The events of the log: every name that xenbusd itself writes, with one sentence on when it does. Pure.
+"""The events of the log: every name that xenbusd itself writes, with one sentence on its cause. Pure.
 
-A name is "<subject>.<what happened to it>". Names are part of what xenbusd promises: filters and alerts can rely on
-them. A driver lists its own in `events.py` of its package. A test compares these lists with the code, both ways, and
-with docs/events.md.
+A name is "<subject>.<what happened to it>". Names are part of xenbusd's interface: filters and alerts can rely on them.
+A driver lists its own in `events.py` of its package. A test compares these lists with the code, both ways, and with
+docs/events.md.
 
 Decision: D53.
 """

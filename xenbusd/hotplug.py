@@ -1,11 +1,11 @@
-"""Runs hotplug scripts as libxl does, so that Xen's own and everybody's private ones work unchanged.
+"""Runs hotplug scripts as libxl does, so that Xen's own scripts and those of each site work unchanged.
 
 A script prepares the resource behind a device (a loop device, a bridge port) and reports success or failure by its exit
 status and by the nodes `hotplug-status` and `hotplug-error`. It is run by exactly one party: libxl runs it for devices
 that `xl` attached; we run it for ours, and in a driver domain in the place of `xl devd` (T25).
 
-Its environment is the same for every class but for what the class's driver adds, which also gives its arguments
-(`Backend.script_call`).
+A script's environment is the same for every class, except for the variables that the class's driver adds; the driver
+also gives the script's arguments (`Backend.script_call`).
 
 Source: tools/libs/light/libxl_linux.c (get_hotplug_env), libxl_aoutils.c (async_exec_timeout),
 docs/misc/block-scripts.txt.
@@ -51,8 +51,8 @@ class ScriptRunner:
         store_socket: the store's socket for xenstore-read and its kin (XENSTORED_PATH); None: their default.
         log: gets one line for each run.
         scripts_dir: the directory of scripts given by their bare names.
-        drivers: the backend drivers, by class, each of which says how its scripts are called; a class that is not among
-            them is called as a disk's script is.
+        drivers: the backend drivers, by class, each of which says how its scripts are called; the scripts of any other
+            class are called as a disk's are.
     """
 
     def __init__(
@@ -89,12 +89,13 @@ class ScriptRunner:
             script: an absolute path, or a bare name in `scripts_dir`.
             action: "add" or "remove".
             backend_path: "/local/domain/0/backend/vbd/3/51712"; the part before "backend" may be missing.
-            device_class: whose driver says how the script is called.
-            variables: more for the environment: what only the device's driver knows, such as an interface's name.
+            device_class: the class whose driver says how the script is called.
+            variables: further variables for the environment, which only the device's driver knows, such as an
+                interface's name.
 
         Raises:
             HotplugError: the script cannot be run, was killed at the time limit, or exited with another status than 0.
-            LocalProtocolError: not an action or not a backend's path.
+            LocalProtocolError: `action` is no action, or `backend_path` is not a backend's.
         """
         if action not in ("add", "remove"):
             raise LocalProtocolError(f"{action!r}: a hotplug script is run to add or to remove")
@@ -114,7 +115,7 @@ class ScriptRunner:
 
     @property
     def busy(self) -> int:
-        """How many devices have a script running or waiting."""
+        """The number of devices that have a script running or waiting."""
         return len(self._turns)
 
     def _locate(self, script: str) -> str:
@@ -132,7 +133,7 @@ class ScriptRunner:
         return path
 
     def _environ(self, kind: str, domid: str, devid: str) -> dict[str, str]:
-        """Our own environment with what libxl adds to it."""
+        """Our own environment with the variables that libxl adds to it."""
         environ = child_environ()
         environ["XENBUS_TYPE"] = kind
         environ["XENBUS_PATH"] = f"backend/{kind}/{domid}/{devid}"
@@ -143,7 +144,7 @@ class ScriptRunner:
 
     @contextlib.asynccontextmanager
     async def _turn(self, device: str) -> AsyncIterator[None]:
-        """Wait until no other script of the device runs; the last to leave removes the device's lock."""
+        """Wait until no other script of the device runs; the last one to finish removes the device's lock."""
         lock, users = self._turns.setdefault(device, (asyncio.Lock(), []))
         users.append(None)
         try:

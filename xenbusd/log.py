@@ -1,4 +1,4 @@
-"""The log: structlog, set up here alone.
+"""The log. This module alone sets up structlog.
 
 Lines go to stderr. Four formats:
 
@@ -6,11 +6,12 @@ Lines go to stderr. Four formats:
 * `console`: time, level, event and keys, for people; in colour on a terminal.
 * `json`: one object on each line, for shippers.
 * `auto`: `journal` when stderr is connected to journald (JOURNAL_STREAM names it), else `console`, in a file or a pipe
-  without colour. `json` is never guessed: it has to be asked for.
+  without colour. `json` is never chosen automatically: it must be asked for.
 
-What the other end wrote is hostile here too: every value is cut at 128 bytes and its control characters are escaped
-before any format sees it. Lines that the other end can bring about at will are rate-limited for each device (XSA-180):
-warnings about it (`otherend.*`), and each line whose writer says so with `by_otherend=True`, a key that is not printed.
+Text that the other end wrote is hostile here too: every value is cut at 128 bytes and its control characters are
+escaped before any format sees it. Lines that the other end can cause at will are rate-limited for each device
+(XSA-180): warnings about it (`otherend.*`), and each line whose writer says so with `by_otherend=True`, a key that is
+not printed.
 
 `xenbusd.events` lists all events, and says when each is written.
 
@@ -55,7 +56,7 @@ Logger = Any
 
 
 def setup(format: str = "auto", level: str = "info") -> None:
-    """Set the log up; call it once at the start, again to change format or level.
+    """Set up the log. Call this once at the start, and again to change format or level.
 
     Args:
         format: one of `FORMATS`.
@@ -125,7 +126,8 @@ def _renderers(format: str) -> list[Callable[[Logger, str, Event], Any]]:
 
 
 class _Stderr:
-    """Writes whole lines to what is stderr at that moment. A log that cannot be written never harms the daemon."""
+    """Writes whole lines to the file that is stderr at that moment. A log that cannot be written never harms the
+    daemon."""
 
     def __init__(self, *args: object) -> None:
         del args
@@ -141,7 +143,7 @@ class _Stderr:
 
 
 class _Forward(logging.Handler):
-    """Passes what libraries (asyncio above all) log through the standard library's logging on to our log."""
+    """Passes lines that libraries (asyncio above all) log through the standard library's logging on to our log."""
 
     def emit(self, record: logging.LogRecord) -> None:
         name = record.levelname.lower()
@@ -225,7 +227,7 @@ class RateLimit:
     """A token bucket for each key: `count` at once, then `count` in each `period_s`.
 
     Args:
-        keys_max: most keys that are remembered; the one seen first is forgotten for a new one.
+        keys_max: most keys that are remembered; a new key replaces the one seen first.
         clock: seconds, monotonic.
     """
 
@@ -244,7 +246,8 @@ class RateLimit:
         self._buckets: dict[Hashable, list[float]] = {}
 
     def admit(self, key: Hashable) -> int | None:
-        """Return None if this line is to be dropped; else how many were dropped since the last that was not."""
+        """Return None if this line must be dropped; otherwise the number of lines dropped since the last that was
+        not."""
         now = self._clock()
         bucket = self._buckets.get(key)
         if bucket is None:
@@ -260,8 +263,8 @@ class RateLimit:
         return int(dropped)
 
     def unreported(self, belongs: Callable[[Hashable], bool]) -> int:
-        """Return how many lines were dropped since the last report, of all keys for which `belongs` is true. This is
-        their report."""
+        """Return the number of lines dropped since the last report, for all keys for which `belongs` is true. This call
+        counts as their report."""
         buckets = [bucket for key, bucket in self._buckets.items() if belongs(key)]
         count = int(sum(bucket[2] for bucket in buckets))
         for bucket in buckets:
@@ -270,7 +273,7 @@ class RateLimit:
 
 
 class _Limit:
-    """Processor: drop lines that the other end brings about too often, and report later how many those were (XSA-180).
+    """Processor: drop lines that the other end causes too often, and report later how many were dropped (XSA-180).
 
     It counts warnings whose event starts with "otherend.", and lines marked with `by_otherend=True`, by device and
     event. The next line of the kind that passes carries `suppressed=N`; so does the device's `device.closed`, for all

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 BURST_S = 0.1
-"""What may be used at once after idling, in seconds of the limit: little enough that the count of a whole second is
-kept."""
+"""The burst allowed after idling, in seconds of the limit: so small that the count of a whole second is kept."""
 
 
 class RateLimit:
-    """One token bucket: so many units a second, whatever a unit is.
+    """One token bucket: a number of units a second, whatever a unit is.
 
     An act may begin if the bucket is not in debt, whatever the act costs. So an act that costs more than a second's
     units is carried out, and those behind it wait for longer.
@@ -43,5 +42,5 @@ class RateLimit:
         return -self._left / rate if self._left < 0 else 0.0
 
     def charge(self, units: int) -> None:
-        """Record that an act of so many units begins."""
+        """Record that an act of this many units begins."""
         self._left -= units

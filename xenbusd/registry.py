@@ -1,7 +1,7 @@
-"""Finds drivers, and says which devices are theirs.
+"""Finds drivers, and decides which devices are theirs.
 
 Drivers are entry points of the group `xenbusd.drivers`, named "<device class>.<side>". Where Linux has a backend for a
-class as well, both can serve in one domain; `Claims` is the one place that decides whose a device is.
+class as well, both can serve in one domain; `Claims` alone decides which of the two serves a device.
 
 Decisions: D47, D18.
 """
@@ -58,7 +58,7 @@ def find(side: Side, wanted: Iterable[str] | None = None) -> dict[DeviceClass, t
 
 @dataclass(frozen=True)
 class Claims:
-    """Whose a backend device is: ours, or Linux's.
+    """Decides whether a backend device is ours or Linux's.
 
     Args:
         scripts: for each class that we serve, the hotplug script, by its bare name, whose devices are ours; None: every
@@ -69,7 +69,7 @@ class Claims:
 
     @classmethod
     def of(cls, drivers: Mapping[DeviceClass, type[Driver[Any]]], *, shared: bool) -> Claims:
-        """What backend drivers claim.
+        """Return the claims of backend drivers.
 
         Args:
             drivers: from `find`; frontends among them claim nothing.
@@ -86,7 +86,7 @@ class Claims:
         """Whether a device is ours to serve.
 
         Args:
-            device_class: its class, in any spelling; of a class that we do not serve nothing is ours.
+            device_class: its class, in any spelling; no device of a class that we do not serve is ours.
             script: the node `script` of its backend directory, a bare name or a path; None: there is none.
         """
         if not self.serves(device_class):

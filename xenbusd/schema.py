@@ -1,4 +1,4 @@
-"""Tables of options: which keys there are, what each may be, and what to say of a wrong key or value. Pure.
+"""Tables of options: their keys, the values that each may have, and the messages about a wrong key or value. Pure.
 
 A `Schema` describes one table of a configuration file, such as `[daemon]` or `[drivers.vbd]`, or the NAME=VALUE
 parameters of one command. Its checks turn each value as it was written into the value as it is used:
@@ -34,9 +34,9 @@ class Option:
     Args:
         key: its name.
         check: see `Check`.
-        unit: what its number counts, such as "seconds"; "" where it counts nothing.
+        unit: the unit of its number, such as "seconds"; "" where there is none.
         default: the value in use where none is given, as `check` would return it; None where there is none.
-        help: what it is for: a phrase for `--help` and for tables in documents.
+        help: its purpose: a phrase for `--help` and for tables in documents.
     """
 
     key: str
@@ -59,7 +59,7 @@ class Schema(Mapping[str, Option]):
 
     Args:
         options: no two with the same key.
-        noun: what messages call an option: "key" in a file, "parameter" of a command.
+        noun: the word for an option in messages: "key" in a file, "parameter" of a command.
     """
 
     def __init__(self, *options: Option, noun: str = "key") -> None:
@@ -84,9 +84,9 @@ class Schema(Mapping[str, Option]):
         """Check one value and return it as it is used.
 
         Args:
-            key: need not exist.
+            key: the option's key, which need not exist.
             value: as it was written.
-            called: what messages call the option: "--log-format", "xenbusd.toml: line 3: [daemon] log_format".
+            called: the option's name in messages: "--log-format", "xenbusd.toml: line 3: [daemon] log_format".
 
         Raises:
             UsageError: there is no such option, or the value is wrong.
@@ -103,7 +103,7 @@ class Schema(Mapping[str, Option]):
 
         Args:
             values: as they were written.
-            where: what messages put before the key: "[drivers.vbd]", "vbd:".
+            where: the text before the key in messages: "[drivers.vbd]", "vbd:".
 
         Raises:
             UsageError: as `check` does, for the first mistake.
@@ -142,7 +142,7 @@ def integer(least: int, most: int) -> Check:
 
 
 def one_of(*words: str) -> Check:
-    """A check for one of some words."""
+    """A check for one of these words."""
 
     def check(value: object) -> str:
         if isinstance(value, str) and value in words:
@@ -153,7 +153,7 @@ def one_of(*words: str) -> Check:
 
 
 def absolute_path(value: object) -> str:
-    """A check for an absolute path, whatever is there.
+    """A check for an absolute path, whether or not a file is there.
 
     Raises:
         ValueError
@@ -164,7 +164,7 @@ def absolute_path(value: object) -> str:
 
 
 def _advice(key: str, keys: Iterable[str], noun: str) -> str:
-    """What to write in place of an unknown key."""
+    """Return advice on what to write in place of an unknown key."""
     from difflib import get_close_matches  # only a mistake needs it
 
     keys = list(keys)

@@ -1,7 +1,7 @@
-"""Where the files live that we ship beside our Python code: hotplug scripts, and what systemd and its kin read.
+"""The place of the files that we ship beside our Python code: hotplug scripts, and files for systemd and its kin.
 
 In a source tree, and so for an editable installation, they are folders beside the package. In a wheel they are inside
-it (pyproject.toml, force-include), because pip can put nothing into /etc; `xenbusd install` does.
+it (pyproject.toml, force-include), because pip cannot put files into /etc; `xenbusd install` does that.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from xenbusd.process.child import Child
 BUS = "/sys/bus/xen-backend"
 
 MODPROBE = "/sbin/modprobe"
-"""Where the kernel itself looks for it (CONFIG_MODPROBE_PATH)."""
+"""The path that the kernel itself uses (CONFIG_MODPROBE_PATH)."""
 
 MODPROBE_S = 5.0
 """The longest that loading a module may take; libxl gives up on its device after 10 s."""
@@ -39,7 +39,7 @@ class KernelBus:
 
     @property
     def is_there(self) -> bool:
-        """Whether this kernel has the bus; one without support for Xen's backends has not."""
+        """Whether this kernel has the bus; a kernel without support for Xen's backends does not."""
         return os.path.isdir(self._root)
 
     @property

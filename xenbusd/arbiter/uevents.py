@@ -24,7 +24,7 @@ def open_uevents() -> socket.socket:
     """Open a socket that receives the kernel's broadcast of device events.
 
     Raises:
-        OSError: there is none here, as in a sandbox without AF_NETLINK.
+        OSError: such a socket cannot be opened, as in a sandbox without AF_NETLINK.
     """
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_KOBJECT_UEVENT)
     try:
@@ -39,7 +39,7 @@ def open_uevents() -> socket.socket:
 def following(uevents: socket.socket, wake: Callable[[], object]) -> Iterator[None]:
     """In the block, call `wake` after each event of the bus; at its end close the socket.
 
-    An event is only a hint, whoever sent it: `wake` must have the bus itself read.
+    An event is only a hint, and any process may have sent it: `wake` must have the bus itself read.
 
     Args:
         uevents: from `open_uevents`.
@@ -62,7 +62,7 @@ def _drain(uevents: socket.socket, wake: Callable[[], object]) -> None:
             message = uevents.recv(UEVENT_BYTES)
         except BlockingIOError:
             break
-        except OSError:  # ENOBUFS: some were lost, perhaps the bus's
+        except OSError:  # ENOBUFS: some events were lost, perhaps the bus's
             hint = True
             break
         hint = hint or b"SUBSYSTEM=xen-backend\0" in message

@@ -1,1 +1,1 @@
-"""What drivers do with granted pages: keep them mapped, copy them in batches, share a pool of them."""
+"""Common ways of using granted pages: to keep them mapped, to copy them in batches, to share a pool of them."""

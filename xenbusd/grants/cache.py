@@ -1,9 +1,9 @@
 """Grants that stay mapped: a backend maps each page of the frontend's once, and unmaps the least recently used.
 
 To map a page costs a hypercall, and to unmap it makes every processor flush its TLB; a frontend that uses the same
-pages again and again ("persistent grants", T36) spares both. Nothing limits how many different pages it names in time,
-so the cache has a limit of its own. The limit may be passed while requests are under way, since no page in use can be
-unmapped: the caller begins no more until it has trimmed the cache.
+pages again and again ("persistent grants", T36) spares both. Nothing limits how many different pages a frontend names
+in the course of time, so the cache has a limit of its own. The limit may be passed while requests are under way, since
+no page in use can be unmapped: the caller begins no more until it has trimmed the cache.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ class GrantCache:
         self._limit = limit
         self._mappings: dict[int, Mapping] = {}
         self.mapped: dict[int, memoryview] = {}
-        """The pages that are mapped now, by reference. A caller in a hurry may take pages from it by itself, if it adds
-        their references to `used`."""
+        """The pages that are mapped now, by reference. A caller on its fast path may take pages from this mapping
+        directly, if it adds their references to `used`."""
         self.used: deque[tuple[int, ...]] = deque(maxlen=limit)
-        """The references of the latest requests, the newest last: as many requests as could keep every page in use."""
+        """The references of the latest requests, the newest last: `limit` requests, enough to name every page
+        in use."""
 
     @property
     def over_limit(self) -> bool:

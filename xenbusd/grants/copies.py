@@ -1,8 +1,8 @@
 """A batch of grant copies, and which request each of them belongs to.
 
-The hypervisor copies many segments in one call and gives each a status of its own. Every status must be looked at, and
-one that failed may harm no request but its own (XSA-361). So each copy has an owner, and the batch tells whose copies
-failed.
+The hypervisor copies many segments in one call and gives each a status of its own. Every status must be checked, and a
+copy that failed may harm no request but its own (XSA-361). So each copy has an owner, and the batch returns the owners
+whose copies failed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class CopyBatch(Generic[Owner]):
         """Add a copy to the batch.
 
         Args:
-            owner: whose copy it is: a request, a job, or what stands for it. Hashable.
+            owner: the owner of the copy: a request, a job, or a stand-in for one. Hashable.
             gref: the page.
             offset: where in the page, in bytes; the copy must not cross the page's end.
             local: our bytes, contiguous; writable unless `to_grant`.

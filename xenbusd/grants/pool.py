@@ -40,16 +40,16 @@ class PagePool:
 
     @classmethod
     def share(cls, grants: Grants, domid: Domid, pages: int, least: int) -> Self:
-        """Share a pool with the backend. As long as so many pages cannot be had, try half as many.
+        """Share a pool with the backend. As long as that many pages cannot be allocated, try half as many.
 
         Args:
             grants: this domain's grant table.
             domid: the backend's domain.
-            pages: how many are wanted.
-            least: how few would do.
+            pages: the number of pages wanted.
+            least: the smallest number of pages that is enough.
 
         Raises:
-            GrantError: not even `least` pages can be had.
+            GrantError: not even `least` pages can be allocated.
         Blocks: in the kernel, for as long as it takes to allocate the pages.
         """
         pages = max(pages, least)

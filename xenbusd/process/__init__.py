@@ -1,1 +1,1 @@
-"""A process and its system: the event loop, systemd, descriptors, sockets, child programs."""
+"""The process and its environment: the event loop, systemd, descriptors, sockets, child programs."""

@@ -1,4 +1,4 @@
-"""A child program: started by us, with its exit seen by the event loop, and the last of what it prints kept.
+"""A child program: started by us, with its exit seen by the event loop, and the end of its output kept.
 
 One class for hotplug scripts, modprobe, and the programs that drivers run: qemu-nbd, nbdkit, swtpm. It needs no thread
 and no SIGCHLD handler, and so works on any event loop:
@@ -7,8 +7,8 @@ and no SIGCHLD handler, and so works on any event loop:
 * The output goes into a pipe that is emptied as it fills: a program that prints without end is never held up, and never
   costs more than `OUTPUT_MAX` bytes. The pipe is closed when the program ends, even if a process that it left behind
   still holds the other end: such a process must have an output of its own.
-* The program leads a session, and so a process group, of its own. `kill` ends the whole group: what a shell script has
-  started goes with the script.
+* The program leads a session, and so a process group, of its own. `kill` ends the whole group, including all programs
+  that a shell script has started.
 
 Source: pidfd_open(2), pidfd_send_signal(2), setsid(2), killpg(3).
 """
@@ -84,7 +84,7 @@ class Child:
             )
             try:
                 self._pidfd = os.pidfd_open(self._process.pid)
-            except BaseException:  # too many open files: without a pidfd nobody would see its end
+            except BaseException:  # too many open files: without a pidfd its end would not be seen
                 self._process.kill()
                 self._process.wait()
                 raise
@@ -167,7 +167,7 @@ class Child:
         self.ended.set()
 
     def _empty_pipe(self) -> None:
-        """Read what is in the pipe, at most a megabyte: a program that prints without end must not hold up the loop."""
+        """Read the pipe's contents, at most a megabyte: a program that prints without end must not hold up the loop."""
         with suppress(BlockingIOError):
             for _ in range(16):
                 chunk = os.read(self._reading, 65536)

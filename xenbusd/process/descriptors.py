@@ -5,7 +5,8 @@ from __future__ import annotations
 import resource
 
 ENOUGH = 65536
-"""Descriptors. A connected device needs two or three: a thousand devices exceed the usual soft limit of 1024."""
+"""The soft limit to ask for: a connected device needs two or three descriptors, and so a thousand devices exceed the
+usual limit of 1024."""
 
 
 def allow_many() -> None:

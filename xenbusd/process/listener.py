@@ -77,5 +77,5 @@ def _clear(path: str) -> None:
             os.unlink(path)
             return
         except OSError:
-            pass  # a full backlog, or a socket of another kind: somebody listens
+            pass  # a full backlog, or a socket of another kind: a process listens
     raise UsageError(f"{path} is in use: another process answers there; stop it, or choose another path")

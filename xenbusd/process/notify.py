@@ -25,7 +25,7 @@ class Notifier:
         for_us = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         usec = environ.get("WATCHDOG_USEC", "")
         self.watchdog_s: float | None = int(usec) / 1e6 if for_us and usec.isdecimal() and int(usec) else None
-        """The watchdog's interval: systemd kills this process after so long without a message; None: no watchdog."""
+        """The watchdog's interval: systemd kills this process after that time without a message; None: no watchdog."""
 
     def send(self, **fields: str | int) -> None:
         """Send fields such as `READY=1, STATUS="serving"`. Never raises and never blocks; a message may be lost."""

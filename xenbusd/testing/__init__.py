@@ -1,7 +1,7 @@
 """For authors of drivers: a machine to run both ends on, an end to drive by hand, and faults to inject.
 
-`xenbusd.testing.checks` has what every pair must do, `xenbusd.testing.conformance` has the same as pytest tests, and
-`xenbusd.testing.plugin` has fixtures for pytest. Nothing else here needs pytest.
+`xenbusd.testing.checks` has the checks that every pair must pass, `xenbusd.testing.conformance` has these as pytest
+tests, and `xenbusd.testing.plugin` has fixtures for pytest. Nothing else here needs pytest.
 """
 
 from xenbusd.bus.paths import DeviceId

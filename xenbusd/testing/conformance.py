@@ -1,10 +1,10 @@
-"""What every driver pair must do, as tests that a driver's package gets by naming its two classes:
+"""The duties of every driver pair, as tests that a driver's package gets by naming its two classes:
 
     class TestConformance(PairConformance):
         backend, frontend, readme = MyBackend, MyFrontend, Path(__file__).parents[1] / "README.md"
 
-pytest runs each check of `xenbusd.testing.checks` on a simulated machine. Write `use`, too: without it they only see
-that the pair connects, not that it works.
+pytest runs each check of `xenbusd.testing.checks` on a simulated machine. Write `use`, too: without it the tests see
+only that the pair connects, not that it works.
 
 Decision: D27.
 """

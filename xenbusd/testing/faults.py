@@ -8,8 +8,7 @@ watch events late and out of order, writes lies, or scribbles over the pages tha
     await faults.struck.wait()
 
 A step is an act that the rest of the machine can notice: a batch of requests to the store, or a call that shares, maps
-or binds. What a coroutine awaits between two steps cannot be noticed, so dying at each step covers each await that
-matters.
+or binds. Waits between two steps cannot be noticed, so dying at each step covers each await that matters.
 """
 
 from __future__ import annotations
@@ -44,10 +43,10 @@ PLAUSIBLE = bytes(600) + bytes(range(64)) * 4 + bytes(range(256))
 
 
 class Faults:
-    """The faults of one process, and a record of what it did. Pass it to `Machine.start`, for one process only.
+    """The faults of one process, and a record of its acts. Pass the object to `Machine.start`, for one process only.
 
     Args:
-        seed: for all that is random here.
+        seed: the seed of everything random here.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -55,19 +54,20 @@ class Faults:
         self.steps = 0
         """Steps taken since `arm`."""
         self.calls: Counter[str] = Counter()
-        """How often each of `CALLS` was made since `arm`."""
+        """How many times each of `CALLS` was made since `arm`."""
         self.struck = asyncio.Event()
         """Set once the armed fault has happened."""
         self.dead = False
-        """True once it was cut: whatever it still does has no effect outside."""
+        """True once the process was cut: nothing that it still does has an effect outside."""
         self.frozen = False
-        """Set to make it hang: its requests to the store are not sent. What it shares and has mapped stays."""
+        """Set to make the process hang: its requests to the store are not sent. The pages that it shares and has mapped
+        stay."""
         self.late_s = 0.0
         """Delay of each watch event, at most. Events overtake each other, and some arrive twice."""
         self.lies: dict[str, bytes] = {}
-        """Absolute path of a node -> the value that is written there in place of the driver's."""
+        """Absolute path of a node -> the value that is written to it in place of the driver's."""
         self.written: dict[str, bytes] = {}
-        """Every node that it wrote, with the last value that it meant to write."""
+        """Every node that the process wrote, with the last value that it meant to write."""
         self.shares: list[Share] = []
         self.mappings: list[Mapping] = []
         self.ports: list[Port] = []
@@ -156,7 +156,7 @@ class Faults:
             try:
                 if not pages.view.readonly:
                     views.append(pages.view)
-            except ValueError:  # released: given back by now
+            except ValueError:  # released: the pages were given back meanwhile
                 continue
         return views
 
@@ -271,7 +271,7 @@ class FaultyEvents(EventChannels):
         return port
 
     def notify(self, port: Port) -> None:
-        """See `EventChannels.notify`. A dead process notifies nobody."""
+        """See `EventChannels.notify`. A dead process sends no notification."""
         if not self._faults.dead:
             self._events.notify(port)
 

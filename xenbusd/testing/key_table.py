@@ -1,8 +1,8 @@
 """Reads the table of keys in a driver's README, so that a test can compare the driver with it. Pure.
 
-A table of keys is one whose first column is called "key". Whose directory it describes is said by a column "directory",
-or by a line before it, in the same section, that begins with "Backend's directory" or "Frontend's directory". Each key
-stands in backquotes.
+A table of keys is one whose first column is called "key". A column "directory" names the end whose directory the table
+describes, or a line before the table, in the same section, that begins with "Backend's directory" or "Frontend's
+directory". Each key stands in backquotes.
 """
 
 from __future__ import annotations

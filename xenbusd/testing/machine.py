@@ -1,4 +1,4 @@
-"""A machine with several domains, for tests: simulated host, store, drivers of both sides, and a toolstack's acts.
+"""A machine with several domains, for tests: simulated host, store, drivers of both sides, and the acts of a toolstack.
 
     async with Machine(folder) as machine:
         await machine.start(DOM0, MyBackend)
@@ -41,12 +41,12 @@ __all__ = ["DEADLINE_S", "Machine", "Process", "Snapshot"]
 
 
 class Snapshot(NamedTuple):
-    """The store and everybody's holdings at one moment, for comparing before with after."""
+    """The store and every domain's holdings at one moment, to compare the state before with that after."""
 
     nodes: dict[str, bytes]
     """The store's nodes below /local and /libxl, with their values."""
     holdings: dict[Domid, Holdings]
-    """What each domain has of grants, mappings and ports."""
+    """The grants, mappings and ports that each domain has."""
 
 
 class Machine:
@@ -68,12 +68,12 @@ class Machine:
         self._thread.enter_context(broker_in_thread(self.socket))
         try:
             self.toolstack = await self.start(DOM0)
-            await self.toolstack.store.mkdir("/local/domain/0/error")  # as in any dom0 that has had one error
+            await self.toolstack.store.mkdir("/local/domain/0/error")  # any dom0 that has had an error has it
         except BaseException:
             self._thread.close()
             raise
         self.store = self.toolstack.store
-        """A session of domain 0, in which nothing is forbidden: the toolstack's."""
+        """The toolstack: a session of domain 0, which may do anything."""
         return self
 
     async def __aexit__(
@@ -99,7 +99,7 @@ class Machine:
             domid: which domain.
             drivers: those that it runs: backends in domain 0 or a driver domain, frontends in a guest. Without any, it
                 is the process of a hand-driven end.
-            options: for each class, what `[drivers.<class>]` would hold.
+            options: for each class, the contents of its table `[drivers.<class>]`.
             hotplug: runs the scripts of its backends.
             faults: the errors to inject into its calls.
         """
@@ -127,7 +127,7 @@ class Machine:
     async def attach(
         self, id: DeviceId, back: Mapping[str, str] | None = None, front: Mapping[str, str] | None = None
     ) -> None:
-        """Make both directories, as xl does, and do not wait for anything."""
+        """Make both directories, as xl does; return without waiting."""
         await toolstack.attach(self.store, id, back or {}, front or {})
 
     async def detach(self, id: DeviceId, *, force: bool = False) -> None:
@@ -157,11 +157,11 @@ class Machine:
         """Wait until both ends are at given states.
 
         Args:
-            backend: a state, or several of which any will do; None: whatever it is.
+            backend: a state, or several, any of which is accepted; None: any state.
             frontend: likewise.
 
         Raises:
-            AssertionError: they do not get there; it says where they are.
+            AssertionError: they do not reach these states within the deadline; the message has their states.
         """
         seen: PairState | None = None
         try:
@@ -187,7 +187,7 @@ class Machine:
         return Snapshot(nodes, census(self.socket))
 
     def holdings(self, domid: Domid) -> Holdings:
-        """What a domain holds now: pages granted, those of them that others have mapped, ports."""
+        """A domain's holdings now: pages granted, those of them that others have mapped, ports."""
         return census(self.socket).get(domid, Holdings(domid, 0, 0, 0, 0, 0))
 
     async def nodes(self, path: str) -> dict[str, bytes]:

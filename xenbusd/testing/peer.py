@@ -18,7 +18,7 @@ from xenbusd.testing.machine import DEADLINE_S, Process
 
 
 class Peer:
-    """An end that does nothing by itself; the test drives it.
+    """An end that does nothing by itself: the test drives it.
 
     Args:
         process: it acts in the domain, and with the rights, of this process.
@@ -54,10 +54,10 @@ class Peer:
             return None
 
     async def until(self, *states: State) -> State:
-        """Wait until the other end is at one of `states`; return which. UNKNOWN: it has no `state`.
+        """Wait until the other end is at one of `states`, and return that state. UNKNOWN: it has no `state`.
 
         Raises:
-            AssertionError: it does not within the deadline; the message has its state.
+            AssertionError: it does not get there within the deadline; the message has its state.
         """
         state = State.UNKNOWN
         watch = await self.store.watch(f"{self.otherend_path}/state")
@@ -148,7 +148,7 @@ class HandRing:
             self.notify()
 
     def notify(self) -> None:
-        """Notify the other end, whether it asked for that or not."""
+        """Notify the other end, even if it did not ask for that."""
         self._process.host.events.notify(self.port)
 
     async def take(self, count: int) -> list[bytes]:

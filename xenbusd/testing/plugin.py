@@ -22,7 +22,8 @@ if "xenbusd.testing.checks" not in sys.modules:
 
 @pytest_asyncio.fixture
 async def machine() -> AsyncIterator[Machine]:
-    """A simulated machine with nothing but domain 0; its folder has a short name, as paths of UNIX sockets must."""
+    """A simulated machine with nothing but domain 0; its folder has a short name, since paths of UNIX sockets must be
+    short."""
     with tempfile.TemporaryDirectory(prefix="xb") as folder:
         async with Machine(folder) as machine:
             yield machine

@@ -20,21 +20,21 @@ from xenbusd.store.client import StoreClient
 from xenbusd.testing.faults import Faults, FaultyHost, FaultyStore
 
 DEADLINE_S = 20.0
-"""Seconds that anything may take before the test has failed."""
+"""Seconds that any wait may take before the test has failed."""
 
 REACTION_STEPS = 24
-"""Round trips that `settle` makes. To observe a device takes one, to switch its state four; no reaction has more than
-a few of these."""
+"""Round trips that `settle` makes. To observe a device takes one round trip, to switch its state four; no reaction has
+more than a few of these steps."""
 
 
 class Process:
     """A process in a domain: its interface to the host, its session with the store, and the drivers that it runs.
 
-    Made by `Machine.start`. Without drivers it is what a hand-driven end needs; see `Peer`.
+    Made by `Machine.start`. Without drivers it is the process of a hand-driven end; see `Peer`.
 
     Args:
         host: the simulated host, opened for this process alone.
-        drivers: what it runs.
+        drivers: the drivers that it runs.
         run_dir: the directory for its drivers' sockets and journals.
         options: each class's table of the configuration file.
         hotplug: runs hotplug scripts; None: this process runs none.
@@ -95,9 +95,9 @@ class Process:
         return f"{self.services.run_dir}/{id.device_class}-{id.devid}.{suffix}"
 
     def story(self, id: DeviceId) -> list[tuple[str, str]]:
-        """What it saw happen to a device, in order: (actor, event), such as ("backend", "InitWait").
+        """The events of a device that this process saw, in order: (actor, event), such as ("backend", "InitWait").
 
-        All states of its own end are there; of the other end's, those that it saw.
+        All states of its own end are included; of the other end's, those that it saw.
         """
         timeline = self.services.timelines.get(id)
         return [(entry.actor, entry.event) for entry in timeline.entries] if timeline is not None else []
@@ -113,20 +113,21 @@ class Process:
         self.runtime.start()
 
     async def settle(self) -> None:
-        """Let its devices react to all that is in the store now.
+        """Let its devices react to everything that is in the store now.
 
-        For showing that something does *not* happen. It asks the store in its own session, where an event comes
-        before each later answer, as often as any reaction has steps. It does not wait for work in a thread.
+        For showing that something does *not* happen. It makes round trips to the store in the process's own session,
+        where an event comes before each later answer: as many as any reaction has steps. It does not wait for work in a
+        thread.
         """
         for _ in range(REACTION_STEPS):
             await self.store.read("domid")
             await asyncio.sleep(0)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Let its devices react until a condition holds that only this process knows, as no node shows it.
+        """Let its devices react until a condition holds that only this process can see, because no node shows it.
 
         Raises:
-            AssertionError: it never does.
+            AssertionError: the condition does not hold within the deadline.
         """
         try:
             async with asyncio.timeout(DEADLINE_S):
@@ -151,9 +152,9 @@ class Process:
             self.host.close()
 
     async def kill(self) -> None:
-        """End as by SIGKILL: host and store are closed before anything of the process can run once more. Idempotent.
+        """End as by SIGKILL: host and store are closed before any code of the process can run again. Idempotent.
 
-        Returns once the host has taken back what the process held. The last process of a domain takes it along.
+        Returns once the host has taken back everything that the process held. The domain ends with its last process.
         """
         if not self.alive:
             return

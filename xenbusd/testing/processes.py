@@ -35,7 +35,7 @@ class ProcessMachine:
         self.folder = folder
         self.path = str(folder / "host")
         self.spec = f"sim:{self.path}"
-        """What `--host` takes."""
+        """The value of `--host`."""
         self.store = self.path + ".store"
         """The store's socket for dom0, and for Xen's own tools."""
         self._stack = stack
@@ -44,7 +44,7 @@ class ProcessMachine:
         """Run `xenbusd ARGUMENTS`, with its log in NAME.log, and wait until it answers at the socket `ready`.
 
         Raises:
-            XenbusdError: it ended instead, or takes too long; the message contains its log.
+            XenbusdError: the program ended instead, or takes too long; the message contains its log.
         """
         log_path = self.folder / f"{name}.log"
         with open(log_path, "ab") as log:

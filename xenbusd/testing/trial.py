@@ -1,5 +1,5 @@
 """A machine for one check of a driver pair: the pair under test, a backend daemon, and an honest neighbour pair that
-must not notice any of it. At its end, `Trial.nothing_left` finds what the pair has left behind.
+must not be affected. At its end, `Trial.nothing_left` finds everything that the pair has left behind.
 
 Decisions: D28, D69.
 """
@@ -37,10 +37,10 @@ QUIET_S = DEADLINE_S
 """Seconds within which everything that has just ended must be closed."""
 
 NOT_YET = (OSError, EOFError, AssertionError)
-"""How a use fails while its device is not there yet, or has just gone."""
+"""The errors of `use` while its device is not there yet, or has just gone."""
 
 BUGS = frozenset({"driver.crashed", "device.lost"})
-"""Log events that no misfortune and no peer may cause."""
+"""Log events that no failure and no peer may cause."""
 
 
 class PairUnderTest:
@@ -56,7 +56,8 @@ class PairUnderTest:
         return Devid(number)
 
     def parameters(self, folder: Path) -> Mapping[str, str]:
-        """The parameters of `xenbusctl attach` for a device. `folder` belongs to the device, and is kept for it."""
+        """The parameters of `xenbusctl attach` for a device. `folder` belongs to the device, and is kept
+        for it."""
         del folder
         return {}
 
@@ -70,12 +71,14 @@ class PairUnderTest:
 
 @dataclass(frozen=True)
 class Remains:
-    """All that a device could leave behind. If it is equal before and after, nothing was left or closed too much."""
+    """Everything that a device could leave behind. If it is equal before and after, nothing was left open, and nothing
+    else was closed."""
 
     snapshot: Snapshot
     tasks: Counter[str]
     files: Counter[str]
-    """Targets of this process's descriptors, numbers left out; the simulated host's descriptors are among them."""
+    """Targets of this process's descriptors, with the numbers left out; the simulated host's descriptors are among
+    them."""
     paths: list[str]
     """Files in the run directories of the domains that are alive."""
 
@@ -164,7 +167,7 @@ class Trial:
             raise AssertionError(f"{id} does not come back: {reason!r}; {await self._where(id)}") from reason
 
     async def remove(self, id: DeviceId, *, force: bool = False) -> None:
-        """Detach a device if it is there."""
+        """Detach a device if it exists."""
         with suppress(UsageError):
             await self.machine.detach(id, force=force)
 
@@ -172,11 +175,11 @@ class Trial:
         nodes = {**await self.machine.nodes(id.backend_path), **await self.machine.nodes(id.frontend_path)}
         return f"{nodes}; logged: {self.log[-12:]}"
 
-    # -- what is left ----------------------------------------------------------------------------------------------
+    # -- taking stock ----------------------------------------------------------------------------------------------
 
     async def remains(self) -> Remains:
-        """Take stock of all that there is, once it no longer changes: what ended a moment ago may still be closing."""
-        gc.collect()  # closes what nothing refers to any more
+        """Take stock of everything, once it no longer changes: objects that ended a moment ago may still be closing."""
+        gc.collect()  # closes objects that nothing refers to any more
         now = await self._take_stock()
         async with asyncio.timeout(QUIET_S):
             while True:
@@ -200,10 +203,10 @@ class Trial:
         )
 
     async def nothing_left(self, before: Remains) -> None:
-        """Wait until everything is as it was before.
+        """Wait until `remains` is equal to `before`.
 
         Raises:
-            AssertionError: it is not within the deadline; the message has the difference.
+            AssertionError: it is still different at the deadline; the message has the difference.
         """
         now = await self._take_stock()
         with suppress(TimeoutError):
@@ -215,7 +218,7 @@ class Trial:
         assert self.bugs() == []
 
     def bugs(self) -> list[Any]:
-        """Log entries that can only come from a bug of the driver's or of ours."""
+        """Log entries that only a bug, of the driver's or of ours, can cause."""
         return [entry for entry in self.log if entry["event"] in BUGS]
 
 
@@ -254,7 +257,7 @@ async def neighbours(trial: Trial, back: Process) -> AsyncIterator[Process]:
 
 
 async def outlived(life: Coroutine[Any, Any, object], struck: asyncio.Event) -> None:
-    """Run a coroutine until it is done, or until a fault strikes: then it is cancelled.
+    """Run a coroutine until it is done, or until a fault strikes; the fault cancels it.
 
     Raises:
         Exception: raised by `life`, unless a fault has struck.
@@ -284,7 +287,7 @@ async def each_step(try_step: Callable[[int], Awaitable[bool]], least: int = 1) 
 
 
 def _difference(before: Remains, now: Remains) -> str:
-    """In words: what is there now and was not, and what was there and is not."""
+    """Describe the difference: the things that are new, and the things that are gone."""
 
     def words(remains: Remains) -> set[str]:
         nodes, holdings = remains.snapshot

@@ -1,4 +1,4 @@
-"""What every driver pair must do, as checks that need no test framework.
+"""The duties of every driver pair, as checks that need no test framework.
 
     class Check(PairChecks):
         backend, frontend, readme = MyBackend, MyFrontend, Path("README.md")

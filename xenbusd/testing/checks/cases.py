@@ -1,7 +1,7 @@
-"""Checks and the cases that they are run for, without any test framework.
+"""Checks and their cases, without any test framework.
 
 A check is a coroutine method whose name begins with `test_` and which raises if something is wrong. A check that takes
-an argument says by `each` with which values it is run; each combination is a case of its own.
+an argument is decorated by `each` with the argument's values; each combination of values is a case of its own.
 """
 
 from __future__ import annotations
@@ -54,9 +54,10 @@ class Case:
     name: str
     """Such as "process_dies_at_each_step[handshake-backend]"."""
     about: str
-    """What must be so: the check's docstring."""
+    """The behaviour that is checked: the check's docstring."""
     run: Callable[[], Awaitable[None]]
-    """Raises AssertionError, or any other exception, if it is not so. Needs an event loop, and no other case on it."""
+    """Runs the case; raises AssertionError, or any other exception, if it fails. Needs an event loop with no other case
+    on it."""
 
 
 def cases(pair: type[Any]) -> Iterator[Case]:
@@ -84,10 +85,10 @@ async def check_pair(pair: type[Any], report: Callable[[Case, Exception | None],
 
     Args:
         pair: derived from `PairChecks`.
-        report: called after each case, with what it raised, if anything.
+        report: called after each case, with the exception that it raised, or None.
 
     Raises:
-        ExceptionGroup: what failed; each exception has the case's name as a note.
+        ExceptionGroup: some cases failed; each exception has the case's name as a note.
         UsageError: Python runs with -O, which leaves assertions out.
     """
     if not __debug__:

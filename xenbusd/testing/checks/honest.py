@@ -1,4 +1,4 @@
-"""What an honest pair must do: connect, work, close from either end, begin again, and leave nothing."""
+"""The duties of an honest pair: connect, work, close from either end, begin again, and leave nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class HonestChecks(PairUnderTest):
     """Keys in the README that are not written in this configuration."""
 
     async def test_is_found_by_its_entry_points(self) -> None:
-        """The daemon finds both drivers: the package is installed, and names them in the group `xenbusd.drivers`."""
+        """The daemon finds both drivers: their package is installed, and names them in the group `xenbusd.drivers`."""
         name = self.backend.device_class
         hint = f"install the package (pip install --editable .); its entry points name {name}.backend, {name}.frontend"
         for side, driver in ((Side.BACKEND, self.backend), (Side.FRONTEND, self.frontend)):
@@ -134,5 +134,5 @@ class HonestChecks(PairUnderTest):
 
 
 def _names(side: Side) -> set[str]:
-    """Classes that have a driver of this side."""
+    """The names of the classes that have a driver of this side."""
     return {str(name) for name in registry.find(side)}

@@ -1,4 +1,4 @@
-"""What a pair must survive of its other end: hostile pages, hostile keys, and states in no order."""
+"""The attacks by one end that the other must survive: hostile pages, hostile keys, and states in no order."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from xenbusd.testing.process import Process
 from xenbusd.testing.trial import DRIVER_DOMAIN, GUEST, PairUnderTest, Trial, neighbours, trial
 
 RUBBISH = (b"", b"0", b"-1", b"7", b"4294967295", b"18446744073709551616", b"9" * 1500, b"\xff\xfe", b"../../../etc")
-"""What a hostile end writes in place of a value."""
+"""The values that a hostile end writes in place of one."""
 
 SEEDS = range(12)
 """Seeds of hostile pages; each is a round."""
 
 LIES_MAX = 40
-"""Lies in one check, about; if there could be more, only every second or third is tried."""
+"""The approximate number of lies in one check; if more are possible, only every second or third is tried."""
 
 
 class MaliceChecks(PairUnderTest):
-    """One end is hostile; `side` says which."""
+    """Checks in which one end is hostile; `side` says which."""
 
     @both_sides
     async def test_hostile_pages_harm_nobody(self, side: Side) -> None:
-        """Whatever one end finds in the shared pages, at most it closes that device; when the device is detached,
+        """Whatever an end finds in the shared pages, it closes that device at most; once the device is detached,
         nothing of it is left."""
         async with trial(self) as it:
             faults = Faults()

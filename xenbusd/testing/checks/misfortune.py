@@ -1,4 +1,5 @@
-"""What a pair must survive: deaths of a process or a domain at each step, a lost store, refused calls, late watches."""
+"""The failures that a pair must survive: a process or a domain dies at any step, the store is lost, calls are refused,
+watches are late."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ LATE_S = 0.03
 """Delay of watch events, at most."""
 
 REFUSALS_MAX = 12
-"""Occurrences of one call that are refused, one in each attempt; later ones are not tried."""
+"""How many occurrences of one call are refused, one in each attempt; later ones are not tried."""
 
 
 class MisfortuneChecks(PairUnderTest):
@@ -23,7 +24,8 @@ class MisfortuneChecks(PairUnderTest):
 
     @each("phase", ["handshake", "detach"])
     async def test_domain_dies_at_each_step(self, phase: str) -> None:
-        """Whenever the guest is destroyed, the backend releases all that was its; the neighbour notices nothing."""
+        """Whenever the guest is destroyed, the backend releases everything of that guest's; its neighbour is not
+        affected."""
         async with trial(self) as it:
             back = await it.serve()
             async with neighbours(it, back):
@@ -111,8 +113,8 @@ class MisfortuneChecks(PairUnderTest):
 
     @both_sides
     async def test_calls_are_refused(self, side: Side) -> None:
-        """If a call to the machine fails, the device closes with an error node, its neighbour goes on, and the device
-        works when it is attached again."""
+        """If a call to the machine fails, the device closes with an error node, its neighbour is not affected, and the
+        device works when it is attached again."""
         async with trial(self) as it:
             faults = Faults()
             back, guest = await it.pair_with(side, faults)
