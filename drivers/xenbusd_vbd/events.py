@@ -7,7 +7,7 @@ EVENTS = {
     "disk.paused": "Requests wait, and the image is closed, until the disk is resumed.",
     "disk.resumed": "The image is open again, and requests are served.",
     "disk.shrunk": "The backend says that the disk has fewer sectors than before.",
-    "image.buffered": "Asynchronous I/O cannot be had for the image; it is read and written through the page cache.",
+    "image.buffered": "Asynchronous I/O is not available for the image; it is read and written through the page cache.",
     "image.failed": "The image refused a read, write, flush or discard, and the guest got an error.",
     "image_server.back": "A new image server has answered, and requests that waited were sent to it.",
     "image_server.failed": "A new image server could not be started; that is tried again after a pause.",
@@ -15,6 +15,6 @@ EVENTS = {
     "image_server.lost": "The image server has gone; requests wait for the next one.",
     "nbd.attached": "The disk is a block device of this guest.",
     "nbd.breach": "A client of a disk's NBD socket broke NBD's protocol, and was cut off.",
-    "nbd.failed": "The kernel's NBD client cannot be had or changed; the disk is served on its socket all the same.",
+    "nbd.failed": "The kernel's NBD client cannot be used or changed; the disk is served on its socket all the same.",
     "nbd.refused": "A client of a disk's NBD socket was turned away.",
 }

@@ -69,8 +69,10 @@ class VbdFrontend(Frontend, device_class="vbd"):
                 pool.close()
 
     async def offer_to_programs(self, dev: FrontendDevice, disk: RingDisk) -> None:
-        """Export the disk, or tell the export of its size now. Called for each connection, before it is Connected; for
-        a subclass to override that uses the disk itself."""
+        """Export the disk, or update the size in the export.
+
+        Called for each connection, before it is Connected. A subclass that uses the disk itself overrides this.
+        """
         if self._export is not None:
             await self._resized(dev, self._export)  # the disk may be another backend's, or have grown meanwhile
             return
@@ -112,7 +114,7 @@ class VbdFrontend(Frontend, device_class="vbd"):
             await self._resized(dev, self._export)
 
     async def _resized(self, dev: FrontendDevice, export: NbdExport) -> None:
-        """Offer the export's next clients the new size. The kernel's device is told at once, if the disk has grown."""
+        """Offer the export's next clients the new size. The kernel's device gets it at once, if the disk has grown."""
         before = export.size_bytes
         export.refresh()
         if self._device is not None and export.size_bytes > before:

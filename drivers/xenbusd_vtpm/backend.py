@@ -57,7 +57,7 @@ class VtpmBackend(Backend, device_class="vtpm"):
         command fails: a frontend that waits for an answer gets one, and can close.
 
         Raises:
-            UsageError, ResourceError: the TPM cannot be had.
+            UsageError, ResourceError: the TPM cannot be used.
             ConnectionEnded: the device has gone meanwhile.
         """
 

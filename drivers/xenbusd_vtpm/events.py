@@ -5,5 +5,5 @@ EVENTS = {
     "tpm.started": "A swtpm runs for a guest, with the state that belongs to the guest's UUID.",
     "tpm.unanswered": "A command that was under way when the daemon ended gets the TPM's failure response.",
     "vtpmx.attached": "The TPM is a device of this guest's kernel.",
-    "vtpmx.failed": "The kernel's TPM proxy cannot be had; the TPM is served on its socket instead.",
+    "vtpmx.failed": "The kernel's TPM proxy cannot be used; the TPM is served on its socket instead.",
 }

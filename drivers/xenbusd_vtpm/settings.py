@@ -1,4 +1,4 @@
-"""The table [drivers.vtpm] of a configuration file, and what a uuid is. This package's README shows the table."""
+"""The table [drivers.vtpm] of a configuration file, and the form of a uuid. This package's README shows the table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ USER = "tss"
 """Debian's user for TPMs; the packages swtpm-tools and tpm2-tools create it."""
 
 WHERE = "[drivers.vtpm]"
-"""What messages call the table."""
+"""The table's name in messages."""
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 

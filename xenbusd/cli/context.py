@@ -1,4 +1,4 @@
-"""What every command of `xenbusctl` needs: the host, the daemon's socket, the driver, and NAME=VALUE parameters."""
+"""The context of every command of `xenbusctl`: the host, the daemon's socket, the driver, and NAME=VALUE parameters."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """`xenbusctl`: attaches, detaches, changes and shows devices.
 
-What is in the store is read there; what only a daemon knows, the daemon is asked for. Modules of commands import what a
-command needs (asyncio, the store client, drivers) when it runs: `--help` needs none of it, and should answer at once.
+Commands read the store themselves, and ask a daemon only for what is not in the store. Modules of commands import what
+a command needs (asyncio, the store client, drivers) when it runs: `--help` needs none of it, and should answer at once.
 
 Decision: D68.
 """

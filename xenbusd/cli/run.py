@@ -1,7 +1,7 @@
 """`xenbusd serve`, `agent`, `sim` and `store`: argv -> configuration -> a process that runs until SIGTERM or SIGINT.
 
-And what prepares such a process or clears up after it: `install`, `uninstall`, `release`. Each command imports what it
-runs when it runs; `--help` needs none of it, and should answer at once.
+And the commands that prepare such a process or clear up after it: `install`, `uninstall`, `release`. Each command
+imports what it runs when it runs; `--help` needs none of it, and should answer at once.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def store(path: str) -> None:
 
 
 class _Server(Protocol):
-    """What runs until a signal."""
+    """A server that runs until a signal."""
 
     async def start(self) -> None: ...
 

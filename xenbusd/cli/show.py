@@ -1,4 +1,4 @@
-"""`xenbusctl list`, `show` and `timeline`: what the store and the daemon know of devices."""
+"""`xenbusctl list`, `show` and `timeline`: print the store's and the daemon's knowledge of devices."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def show(context: Context, device: str) -> None:
 
 
 def _elsewhere(id: DeviceId) -> str:
-    """Which other daemon to ask, to be appended to the answer of one that does not know the device."""
+    """A hint at another daemon to ask, for the answer of one that does not know the device."""
     return f"; its backend is in domain {id.backend_domid}: ask there" if id.backend_domid != DOM0 else ""
 
 

@@ -1,4 +1,4 @@
-"""The control socket: what only a running daemon knows, for xenbusctl and for other processes of the daemon.
+"""The control socket: gives xenbusctl, and other processes of the daemon, what only a running daemon knows.
 
 `protocol` is the language, without I/O; `server` speaks it for a `provider`, `client` asks.
 """

@@ -44,7 +44,7 @@ class ControlClient:
         return await self._ask(ListRequest(), DaemonStatus)
 
     async def details(self, device: str) -> DeviceDetails:
-        """All that it knows of a device, named as in "vbd/3/51712"."""
+        """All that the daemon knows of a device, named as in "vbd/3/51712"."""
         return await self._ask(ShowRequest(device), DeviceDetails)
 
     async def timeline(self, device: str) -> DeviceTimeline:

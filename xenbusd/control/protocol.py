@@ -95,10 +95,10 @@ class FindingRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceDetails(DeviceSummary):
-    """The same with both directories in the store, and what the rings say while the device is connected.
+    """The same with both directories in the store, and the state of the rings while the device is connected.
 
     `histograms` has the driver's, by name, if it declares any: `bounds`, `counts` (one more than bounds) and `total`.
-    `findings` are what the driver knows of why the device is not in use as it should be, if it knows something.
+    `findings` are the driver's reasons why the device is not in use as it should be, if it knows any.
     """
 
     path: str
@@ -164,7 +164,7 @@ class Event(Record):
 
 @dataclass(frozen=True)
 class Refusal:
-    """A request that could not be answered, and why, in a sentence."""
+    """A request could not be answered; a sentence says why."""
 
     error: str
 
@@ -182,7 +182,7 @@ def decode_request(line: bytes) -> Request:
     """Read a request.
 
     Raises:
-        ControlError: it is none; the message is meant for its sender.
+        ControlError: the line is no request; the message is meant for its sender.
     """
     known = _object(line)
     if known is None:

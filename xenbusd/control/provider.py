@@ -1,4 +1,4 @@
-"""Where the control server's answers come from: this process's devices, or by the same protocol those of others.
+"""The source of the control server's answers: this process's devices or, by the same protocol, those of others.
 
 Decision: D67.
 """
@@ -32,7 +32,7 @@ from xenbusd.ids import Domid
 
 
 class Provider(Protocol):
-    """What a control server serves. Answers may be gathered from other processes, so each one is awaited."""
+    """The source of a control server's answers. They may be gathered from other processes, so each one is awaited."""
 
     async def status(self) -> DaemonStatus:
         """The daemon and all its devices."""
@@ -53,7 +53,7 @@ class Devices(Protocol):
 
     @property
     def side(self) -> Side:
-        """Which ends its devices are."""
+        """The side that the daemon serves."""
 
     @property
     def devices(self) -> list[Device]:
@@ -134,7 +134,7 @@ class OwnDevices:
 def _findings(dev: Device) -> tuple[FindingRecord, ...] | None:
     try:
         found = list(dev.condition())
-    except Exception as error:  # a third party's: it must not take the daemon's other answers along
+    except Exception as error:  # a third party's code: its error must not cost the daemon's other answers
         found = [Finding("the driver", f"cannot say how it is: {error!r}")]
     return tuple(FindingRecord(finding.who, finding.what, finding.todo) for finding in found) or None
 

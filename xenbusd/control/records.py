@@ -29,7 +29,7 @@ def optional() -> Any:
 
 
 class Record:
-    """Base of all that travels. Subclasses are frozen dataclasses."""
+    """Base of all messages and their parts. Subclasses are frozen dataclasses."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, its keys in the order of the fields."""

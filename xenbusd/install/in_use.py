@@ -12,7 +12,7 @@ from xenbusd.ids import Domid
 from xenbusd.store.client import StoreClient
 
 STORE_S = 20.0
-"""How long the store may take to list all devices. A store that does not answer has none."""
+"""How long the store may take to list all devices. A store that does not answer counts as one without devices."""
 
 
 def check_unused(mode: str | None, consequence: str) -> None:
@@ -20,7 +20,7 @@ def check_unused(mode: str | None, consequence: str) -> None:
 
     Args:
         mode: a key of `MODES`, which decides whose a device is; None: every device of our classes is ours.
-        consequence: why not: the middle of the sentence.
+        consequence: the reason, which becomes the middle of the message.
 
     Raises:
         UsageError: naming the devices.

@@ -131,7 +131,7 @@ def uninstall(*, root: str | None, force: bool, dry_run: bool, say: Say) -> None
 
 
 def _check_machine(role: str, *, now: bool, dry_run: bool) -> None:
-    """Refuse what this machine is not made for, and what its user may not."""
+    """Refuse a role that does not suit this machine, and a user who may not install."""
     if not dry_run:
         this_machine.require_root("install")
     this_machine.check_folders(role)
@@ -148,7 +148,7 @@ def _modules() -> list[str]:
 
 
 def _next_steps(role: str, rivals: LinuxBackends | None, *, outdated: bool, start: bool) -> Iterator[str]:
-    """What is left to the administrator, a line each."""
+    """The steps that are left to the administrator, a line each."""
     if rivals is not None and (loaded := rivals.loaded()):
         if devices := rivals.devices():
             served = ", ".join(devices)

@@ -13,7 +13,7 @@ from xenbusd.install.files import Installation, InstalledFile
 from xenbusd.shipped import shipped_dir
 
 UNITS = {"serve": "xenbusd.service", "agent": "xenbus-agent.service"}
-"""The unit of each role. A role is called as the command that the unit runs: backends serve, frontends are an agent."""
+"""The unit of each role. A role is named after its unit's command: backends serve, frontends are an agent."""
 
 FILES = {
     "serve": {

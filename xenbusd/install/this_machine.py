@@ -1,4 +1,4 @@
-"""What this machine is: whether it is made for a role, whether it runs under Xen, and whether we are its root."""
+"""Checks of this machine: whether it suits a role, whether it runs under Xen, and whether we are its root."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a toolstack does to the store: make a device pair, wait for it, change it, take it apart. As libxl does it.
+"""A toolstack's work on the store, as libxl does it: make a device pair, wait for it, change it, take it apart.
 
 Every name of `__all__` is imported from its module when it is first used, so that a command which needs only a
 deadline's default does not load a store client.

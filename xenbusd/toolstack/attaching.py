@@ -52,7 +52,7 @@ async def attach(store: StoreClient, id: DeviceId, back: Mapping[str, str], fron
             raise UsageError(f"there is a device {id} already ({path}); detach it first")
         writes: list[Awaitable[None]] = []
         for path, perms, keys in directories:
-            writes += [tx.mkdir(path), tx.set_perms(path, perms)]  # what is made below inherits
+            writes += [tx.mkdir(path), tx.set_perms(path, perms)]  # nodes made below inherit these permissions
             writes += [tx.write(f"{path}/{key}", value) for key, value in keys.items()]
         await asyncio.gather(*writes)
 

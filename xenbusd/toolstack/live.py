@@ -36,7 +36,7 @@ async def pause(store: StoreClient, id: DeviceId, *, paused: bool, deadline_s: f
 
     Raises:
         UsageError: there is no such device.
-        OtherendTimeout: it has not in time, or it cannot resume; the message has the backend's error node.
+        OtherendTimeout: it has not done so in time, or it cannot resume; the message has the backend's error node.
     """
     before = await observe(store, id)
     await write_live(store, id, {"pause": str(int(paused))})
@@ -53,7 +53,7 @@ async def pause(store: StoreClient, id: DeviceId, *, paused: bool, deadline_s: f
                     break
     except TimeoutError:
         pass
-    why = seen.backend_error or "nothing is said of why"
+    why = seen.backend_error or "no reason is reported"
     raise OtherendTimeout(f"{id} has not {'paused' if paused else 'resumed'}: {why}")
 
 

@@ -1,4 +1,4 @@
-"""Why a pair is not in use: which end has not done what, as far as the store tells. Pure."""
+"""Why a pair is not in use: which end has not done what, as far as the store shows. Pure."""
 
 from __future__ import annotations
 

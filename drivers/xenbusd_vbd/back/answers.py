@@ -17,7 +17,7 @@ from xenbusd_vbd.protocol import OKAY, SECTOR, Abi, Request, answered_op
 
 
 class Answers:
-    """Jobs without an answer, and what puts their answers into the ring. The caller publishes.
+    """Keeps the jobs that have no answer yet, and puts their answers into the ring. The caller publishes them.
 
     Args:
         ring: the backend's end.
@@ -34,23 +34,23 @@ class Answers:
         self._pages = pages
         self._counters = counters
         self.jobs: deque[Job] = deque()
-        """Begun or refused, and not answered, in the order of the ring."""
+        """Jobs begun or refused, and not yet answered, in the order of the ring."""
         self.under_way = 0
         """How many of them are neither done nor refused."""
 
     def expect(self, jobs: list[Job]) -> None:
-        """Line up jobs that have begun."""
+        """Queue jobs that have begun."""
         self.jobs.extend(jobs)
         self.under_way += len(jobs)
 
     def refuse(self, request: Request, status: int) -> None:
-        """Line up the answer to a request that is not carried out."""
+        """Queue the answer to a request that is not carried out."""
         job = Job(request._replace(op=answered_op(request)), [])
         job.status, job.done = status, True
         self.jobs.append(job)
 
     def complete(self, jobs: list[Job]) -> None:
-        """Record that jobs in the line are done: deliver their data, and let go of the frontend's pages."""
+        """Record that queued jobs are done: deliver their data, and release the frontend's pages."""
         if jobs:
             self._pages.finish(jobs)
             self.under_way -= len(jobs)
@@ -58,7 +58,7 @@ class Answers:
                 job.done = True
 
     def put_ready(self) -> None:
-        """Answer the jobs at the head of the line that are done."""
+        """Answer the jobs at the head of the queue that are done."""
         jobs, ready = self.jobs, []
         while jobs and jobs[0].done:
             ready.append(jobs.popleft())
@@ -66,7 +66,7 @@ class Answers:
             self._put(ready)
 
     def put_at_once(self, jobs: list[Job]) -> None:
-        """Answer jobs that were done as soon as they were begun; no job may be in the line before them."""
+        """Answer jobs that were done as soon as they were begun; no job may be queued before them."""
         self._pages.finish(jobs)
         self._put(jobs)
 

@@ -2,7 +2,7 @@
 
 A plain request reads or writes whole pages that are mapped already: one page that its slot names, or as many as the
 descriptors in another page name. Most requests are plain. On an image in memory, or one that the page cache holds, they
-take a single system call; to go through a request, a job, the pages and the engine would cost ten times as much. So
+take a single system call; the way through a request, a job, the pages and the engine would cost ten times as much. So
 this is the one place where a slot is parsed, checked, carried out and answered in one loop. Any other request is left
 to the slow path, in BlockServer.
 

@@ -1,13 +1,13 @@
-"""Which requests of a ring may begin, and which are held, and why.
+"""Decides which requests of a ring may begin and which are held.
 
 A request that was taken from the ring is held
 
 * in a pause;
 * for a barrier: a barrier begins once nothing else is under way, and nothing begins until it is done (T37);
-* for want of pages: with too many mapped, nothing begins until all jobs are done and some pages are unmapped;
+* for lack of pages: while too many are mapped, nothing begins until all jobs are done and some pages are unmapped;
 * for the disk's limits, until the next request may begin.
 
-Requests begin in the order of the ring, so all those behind one that is held are held as well.
+Requests begin in the order of the ring, so all requests behind a held one are held as well.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Gate:
     def __init__(self, pages: Pages, limits: Limits, resume: Callable[[], None], *, paused: bool) -> None:
         self.paused = paused
         self.held: list[Request] = []
-        """Taken and not begun, in the order of the ring."""
+        """Requests taken and not begun, in the order of the ring."""
         self._pages = pages
         self._limits = limits
         self._resume = resume
@@ -45,7 +45,7 @@ class Gate:
 
     @property
     def is_open(self) -> bool:
-        """Whether any request may begin now, without being asked about."""
+        """Whether any request may begin now, without a call of `admit`."""
         return not (self.held or self.paused or self._limits.active or self._pages.full)
 
     @property
@@ -91,7 +91,7 @@ class Gate:
         return True
 
     def release(self) -> list[Request]:
-        """Give up what is held, to be begun or refused by the caller."""
+        """Hand the held requests to the caller, who begins or refuses them."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -35,13 +35,13 @@ LIVE = {
 """Keys of the backend's directory that take effect while it is Connected."""
 
 SIZE_POLL_S = 2.0
-"""Between two inspections of the image's size."""
+"""Seconds between two inspections of the image's size."""
 
 QUIET_S = 0.3
-"""After a forced detach, a guest that has sent no request for so long is taken to have no more."""
+"""Seconds without a request after which a guest, once detached by force, is taken to have no more of them."""
 
 FORCED_S = 5.0
-"""How long a guest is served at most after a forced detach."""
+"""Most seconds for which a guest is served after a forced detach."""
 
 _RATE = unsigned(1 << 62, "rate")
 
@@ -51,7 +51,7 @@ class LiveDisk:
 
     Args:
         dev: whose disk.
-        open_engine: opens the image that `params` names by then.
+        open_engine: opens the image that `params` names at that moment.
     """
 
     def __init__(self, dev: BackendDevice, open_engine: Callable[[], Awaitable[Engine]]) -> None:
@@ -100,7 +100,7 @@ class LiveDisk:
                 await server.finish(stopping=self._dev.stopping)
 
     async def _outlast_frontend(self) -> None:
-        """Serve for a moment longer if the frontend's directory is gone and ours is not: `xl block-detach --force`.
+        """Serve for a while longer if the frontend's directory is gone and ours is not: `xl block-detach --force`.
 
         The guest is not asked then. Linux's blkfront writes out what its page cache holds, and if those writes are not
         answered, the programs that used the disk wait for ever. xl waits 10 s for the backend (LIBXL_DESTROY_TIMEOUT).
@@ -127,7 +127,7 @@ class LiveDisk:
     # -- changes ---------------------------------------------------------------------------------------------------
 
     async def _follow_keys(self) -> None:
-        """Carry out what the keys say, now and after each change."""
+        """Apply the keys' values, now and after each change."""
         rates = (0, 0)
         async for _ in self._dev.changes():
             try:
@@ -182,7 +182,7 @@ class LiveDisk:
         await self._grow(engine)
 
     async def _follow_size(self) -> None:
-        """Inspect the size now and then: the kernel notifies nobody of a file or device that grows."""
+        """Inspect the size every SIZE_POLL_S: the kernel notifies nobody of a file or device that grows."""
         while True:
             await asyncio.sleep(SIZE_POLL_S)
             async with self._turn:
@@ -196,7 +196,7 @@ class LiveDisk:
                 await self._grow(self._engine)
 
     async def _grow(self, engine: Engine) -> None:
-        """Tell the frontend of a larger disk: `sectors`, then `state` once more (T34)."""
+        """Announce a larger disk to the frontend: `sectors`, then `state` once more (T34)."""
         if engine.sectors > self._sectors:
             self._sectors = engine.sectors
             await self._dev.republish({"sectors": engine.sectors})

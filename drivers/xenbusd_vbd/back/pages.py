@@ -38,20 +38,20 @@ class Pages(ABC):
 
     @property
     def full(self) -> bool:
-        """Whether too much is mapped: then no request may begin before all under way are finished."""
+        """Whether too many pages are mapped: then no request may begin before all under way are finished."""
         return False
 
     @abstractmethod
     def fetch(self, requests: list[Request]) -> list[bytes | None]:
-        """Copy the descriptors of indirect requests to private bytes; None for a request whose pages cannot be had."""
+        """Copy the descriptors of indirect requests to private bytes; None for a request if that fails."""
 
     @abstractmethod
     def begin(self, requests: list[Request]) -> tuple[list[Job], list[Job]]:
         """Make jobs: buffers for each request, with the data of writes in them.
 
         Returns:
-            All jobs; and those of them whose grants could not be had: their status is ERROR, and they harm no other
-            (XSA-361).
+            All jobs; and those of them whose grants could not be used: their status is ERROR, and no other job is
+            affected (XSA-361).
         """
 
     @abstractmethod
@@ -139,7 +139,7 @@ class CopiedPages(Pages):
         self._grants = grants
         self._domid = domid
         self._free: dict[int, list[memoryview]] = {}
-        """Buffers that no job has, by size."""
+        """Free buffers, by size."""
         self._taken: dict[Job, memoryview] = {}
 
     def fetch(self, requests: list[Request]) -> list[bytes | None]:
@@ -168,7 +168,7 @@ class CopiedPages(Pages):
         return job
 
     def _copy(self, jobs: list[Job], *, to_grant: bool) -> None:
-        """Copy the jobs' data to or from the frontend's pages; a job whose page cannot be had gets ERROR."""
+        """Copy the jobs' data to or from the frontend's pages; a job whose page cannot be copied gets ERROR."""
         batch: CopyBatch[Job] = CopyBatch(self._grants, self._domid)
         add = batch.add
         for job in jobs:

@@ -1,4 +1,4 @@
-"""The keys that tell a frontend what its disk is like."""
+"""The keys that describe a disk to its frontend."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from xenbusd_vbd.protocol import SECTOR, VDISK_CDROM, VDISK_READONLY, VDISK_REMO
 
 
 async def properties(dev: BackendDevice, engine: Engine) -> dict[str, int]:
-    """The keys that are published with Connected (T27), as the toolstack's keys and the image say.
+    """The keys that are published with Connected (T27), derived from the toolstack's keys and the image.
 
     With `discard-enable` 0 the engine forgets that its image can discard.
 
     Raises:
-        NodeValueError: a key of the toolstack's cannot be.
+        NodeValueError: a key of the toolstack's has an impossible value.
     """
     info = 0 if engine.writable else VDISK_READONLY
     if await dev.own.read("removable", boolean, default=False):

@@ -43,7 +43,7 @@ class BlockServer:
         engine: what is served, perhaps by several servers, one for each queue; None begins with a pause.
         pages: how the frontend's pages are reached.
         limits: for all queues of the disk together.
-        indirect_segments: what was offered; 0 if nothing was.
+        indirect_segments: the most that were offered in one request; 0 if none.
         failed: called once, with the first request that the engine could not carry out.
     """
 
@@ -76,7 +76,7 @@ class BlockServer:
         """Set when jobs are done or held requests have begun."""
 
     def drain(self) -> bool:
-        """Take requests, begin them, and publish what is answered.
+        """Take requests, begin them, and publish their answers.
 
         Returns:
             True if more may be waiting. To be fair to other devices, one call takes at most one ring's worth of
@@ -177,7 +177,8 @@ class BlockServer:
 
     def _expand(self, requests: list[Request]) -> list[Request]:
         """Put each indirect request's inner request in its place. One that is not sound, or whose descriptors cannot be
-        had, stays as it is, to be refused in its turn; the latter without its pages, so that they are not tried again.
+        copied, stays as it is, to be refused in its turn; the latter without its pages, so that they are not tried
+        again.
         """
         offered = self._indirect_segments
         indirect = [
@@ -214,7 +215,7 @@ class BlockServer:
             answers.complete(done + lost if lost else done)
 
     def _finished(self, jobs: list[Job]) -> None:
-        """The engine has done jobs: answer them, and begin what is held."""
+        """Answer jobs that the engine has done, and begin held requests."""
         answers = self._answers
         self._report_failure(jobs)
         answers.complete(jobs)
@@ -236,7 +237,7 @@ class BlockServer:
                     return
 
     def _resume_held(self) -> None:
-        """Begin what is held, as far as it may begin now."""
+        """Begin the held requests that may begin now."""
         if not self._gate.paused:
             self._begin(self._gate.release())
         self._link.publish()
@@ -251,21 +252,21 @@ class BlockServer:
             await self._next_progress()
 
     def resume(self, engine: Engine) -> None:
-        """End the pause: begin what is held, with this engine."""
+        """End the pause: begin the held requests, with this engine."""
         self._engine = engine
         self._gate.paused = False
         self._resume_held()
 
     def limits_changed(self) -> None:
-        """Begin what is held for the limits, as far as the new ones allow."""
+        """Begin requests that were held for the limits, as far as the new ones allow."""
         if self._gate.is_timed:
             self._resume_held()
 
     async def finish(self, *, stopping: bool = False) -> None:
-        """Answer everything taken from the ring, then give the pages back. What a pause holds gets ERROR.
+        """Answer everything taken from the ring, then give the pages back. Requests that a pause holds get ERROR.
 
         Args:
-            stopping: the daemon ends, and the next one adopts the ring: what has not begun stays in it.
+            stopping: the daemon ends, and the next one adopts the ring: requests that have not begun stay in it.
         """
         gate, answers = self._gate, self._answers
         gate.lift_limits()

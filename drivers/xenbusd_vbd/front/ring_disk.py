@@ -1,10 +1,11 @@
-"""A disk made of rings: the `Disk` of an NBD export. It splits requests, spreads them over rings, and outlives those.
+"""A disk made of rings: the `Disk` of an NBD export. It splits requests, spreads them over rings, and outlives the
+rings.
 
 When the rings are lost (the backend was restarted) and others are attached, every request without an answer goes to the
 new rings before anything newer does, as blkfront does after a migration.
 
-All rings, one for each queue of the device, take from one line of waiting requests, the one with most room first.
-Nothing is promised of the order between two requests under way, so a flush may go through any ring: the writes that it
+All rings, one for each queue of the device, take from one queue of waiting requests, the ring with most room first.
+No order is promised between two requests under way, so a flush may go through any ring: the writes that it
 covers were answered before.
 
 Decisions: D31, D32.
@@ -39,7 +40,7 @@ DISCARD_BYTES_MAX = 1 << 30
 """The largest single discard that we send."""
 
 PREFERRED_MAX = 1 << 20
-"""Bytes of the largest physical sector that is believed."""
+"""The largest physical sector, in bytes, that is accepted from a backend."""
 
 
 class RingDisk:
@@ -125,7 +126,7 @@ class RingDisk:
         self._send(Shadow(op, 0, 0, None, lambda error, _: done(error)))
 
     def trim(self, offset: int, length: int, done: Callable[[int], None]) -> None:
-        """Discard the granules that lie whole in a range."""
+        """Discard the granules that lie entirely within a range."""
         unit, shift = self._geometry.discard_granularity, self._geometry.discard_alignment
         end = (offset + length - shift) // unit * unit + shift
         offset = -((shift - offset) // unit) * unit + shift
@@ -179,7 +180,7 @@ class RingDisk:
         return self._rings
 
     def detach(self) -> None:
-        """Let go of the rings. Their requests without an answer go back to the head of the line. Idempotent."""
+        """Let go of the rings. Their requests without an answer go back to the head of the queue. Idempotent."""
         left = [shadow for ring in self._rings for shadow in ring.in_ring.values()]
         self._waiting.extendleft(sorted(left, key=attrgetter("order"), reverse=True))
         self._rings = []
@@ -193,7 +194,7 @@ class RingDisk:
             self._waiting.popleft().done(errno.ENODEV, ())
 
     async def settle(self, timeout_s: float) -> bool:
-        """Wait until no request is in the rings or waits for them. Return False if the time was up first."""
+        """Wait until no request is in the rings or waits for them. Return False if the time runs out first."""
         self._settling = True
         try:
             async with asyncio.timeout(timeout_s):
@@ -219,7 +220,7 @@ class RingDisk:
             self._loop.call_soon(self._pump)
 
     def _split(self, shadow: Shadow) -> None:
-        """Put a read or write that is too large for a ring at the end of the line, in parts."""
+        """Append a read or write that is too large for a ring to the queue, in parts."""
         most = self._most_sectors
         if shadow.op == READ:
             whole = memoryview(bytearray(shadow.sectors * SECTOR))

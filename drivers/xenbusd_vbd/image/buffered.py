@@ -87,7 +87,7 @@ class FileEngine(Engine):
         return done
 
     def _to_worker(self, jobs: list[Job], finished: Finished) -> None:
-        """Give the worker jobs, which it does after those that it has."""
+        """Queue jobs for the worker, behind those that it already has."""
         if self._worker is None:
             self._worker = Thread(target=self._run_worker, name=f"image {self._image.path}", daemon=True)
             self._worker.start()

@@ -59,7 +59,7 @@ async def check_chain(target: Target, *, allowed: bool) -> None:
                 errno.EINVAL,
             )
         target = Target(format, path, writable=False)
-    raise ResourceError(f"{target}: over {LENGTH_MAX} images lie behind one another", errno.ELOOP)
+    raise ResourceError(f"{target}: its chain of backing files has over {LENGTH_MAX} images", errno.ELOOP)
 
 
 def _others(target: Target, info: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What NBD commands a blkif request becomes. Pure: no I/O here.
+"""Translates a blkif request into NBD commands. Pure: no I/O here.
 
 | blkif | NBD, one after the other |
 |---|---|
@@ -8,7 +8,8 @@
 | WRITE_BARRIER | FLUSH, WRITE, FLUSH; one FLUSH if it has no data |
 | DISCARD | TRIM, as many times as its length needs |
 
-A server that does not offer FLUSH has no cache: no FLUSH is sent to it, and a request that is nothing else is done.
+A server that does not offer FLUSH has no cache: no FLUSH is sent to it, and a request that consists of nothing else is
+done at once.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ class Pending:
         self.job = job
         self.finished = finished
         self.command = command
-        """The one that is to be sent, or answered."""
+        """The command to be sent, or to be answered."""
         self.offset = offset
         self.length = length if command != CMD_TRIM else min(length, TRIM_MAX)
         self.later: tuple[Command, ...] = ()
-        """Commands that follow this one."""
+        """The commands after that one."""
         self.message: bytearray | None = None
         """A write, with its data."""
         self.mark = 0

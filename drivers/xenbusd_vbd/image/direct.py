@@ -43,7 +43,7 @@ class DirectEngine(FileEngine):
         self._aio = Aio(DEPTH)
         self._workers = ThreadPoolExecutor(WORKERS, f"image {image.path}")
         self._line: deque[tuple[Job, Finished]] = deque()
-        """Jobs that are submitted and not begun."""
+        """Jobs submitted and not yet begun."""
         self._transfers: dict[int, tuple[Job, Finished]] = {}
         self._last_key = 0
         self._with_worker = 0

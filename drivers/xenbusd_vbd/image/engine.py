@@ -66,7 +66,7 @@ class Engine(ABC):
         """Find out the size again, and set `sectors`.
 
         Raises:
-            ResourceError: the size cannot be had.
+            ResourceError: the size cannot be determined.
         """
 
     @abstractmethod

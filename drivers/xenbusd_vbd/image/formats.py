@@ -1,7 +1,7 @@
-"""Which program serves an image of which format, and how it is called. Pure: no I/O here.
+"""The programs that serve images, by format, and their command lines. Pure: no I/O here.
 
-Each command names the driver for the image and for the file below it, so that neither what stands in the image nor how
-its name is spelt can make the program open anything else (XSA-258). The words go to the program one by one, never
+Each command names the driver for the image and for the file below it, so that neither the image's contents nor the
+spelling of its name can make the program open anything else (XSA-258). The words go to the program one by one, never
 through a shell.
 
 Source: qemu-nbd(8), qemu(1) -blockdev, nbdkit(1), nbdkit-file-plugin(1), nbdkit-curl-plugin(1).
@@ -40,7 +40,7 @@ def command(target: Target, socket_path: str) -> list[str]:
     """The words of the command that serves an image on a UNIX socket, and ends at SIGTERM.
 
     Raises:
-        ResourceError: `nbdkit:` names what it may not.
+        ResourceError: `nbdkit:` names something that is not allowed.
     """
     if target.format in QEMU:
         return [

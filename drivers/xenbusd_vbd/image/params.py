@@ -56,7 +56,7 @@ FILTERS = frozenset(
     {"blocksize", "cache", "cow", "ext2", "gzip", "luks", "offset", "partition", "rate", "readahead", "retry", "tar"}
     | {"truncate", "xz"}
 )
-"""What `nbdkit:` may name: all but what runs programs, writes logs or is made for tests of clients."""
+"""The plugins and filters that `nbdkit:` may name: none that run programs, write logs or exist to test clients."""
 
 _FORMAT = re.compile(r"([a-z][a-z0-9+]*):(.*)", re.ASCII | re.DOTALL)
 
@@ -123,12 +123,12 @@ def parse(text: str) -> Params:
 
 
 def parse_mode(text: str) -> Mode:
-    """Take a `mode` value apart: r, w, r! or w!. Like Linux's blkback, read what is none of these as r."""
+    """Take a `mode` value apart: r, w, r! or w!. Like Linux's blkback, read any other value as r."""
     return Mode("w" in text, "!" in text)
 
 
 def check_mode(params: Params, mode: Mode) -> None:
-    """See whether an image of this format may be opened so.
+    """Check that an image of this format may be opened in this mode.
 
     Raises:
         ResourceError

@@ -34,10 +34,10 @@ class Image:
         path: absolute path of a regular file or block device.
         writable: False opens it read-only, so that no bug above can write to it (XSA-142).
         shared: do not take the lock that keeps a second user out ("w!").
-        direct: pass the page cache by where a transfer is aligned and the file system can do it.
+        direct: bypass the page cache where a transfer is aligned and the file system can do it.
 
     Raises:
-        ResourceError: it is not there, is no file or block device, may not be opened so, or is in use.
+        ResourceError: it does not exist, is no file or block device, may not be opened in this way, or is in use.
     """
 
     def __init__(self, path: str, *, writable: bool, shared: bool = False, direct: bool = False) -> None:
@@ -87,7 +87,7 @@ class Image:
             self.direct_fd = -1
 
     def is_aligned(self, buffers: Sequence[memoryview], offset: int, length: int) -> bool:
-        """Whether a transfer can pass the page cache by. Buffers begin at multiples of 512, or of their length."""
+        """Whether a transfer can bypass the page cache. Buffers begin at multiples of 512, or of their length."""
         block = self.traits.logical_block_bytes
         if self.direct_fd < 0 or (offset | length) % block:
             return False
@@ -103,7 +103,7 @@ class Image:
         """Find out the size again.
 
         Raises:
-            ResourceError: it cannot be had.
+            ResourceError: it cannot be determined.
         """
         try:
             self.size_bytes = traits.size_bytes(self.fd, self.traits.is_device)
@@ -142,7 +142,7 @@ class Image:
     def _finish(
         self, call: Callable[..., int], fd: int, buffers: Sequence[memoryview], offset: int, done: int, length: int
     ) -> None:
-        """Transfer the rest after the kernel has stopped short, as it may."""
+        """Transfer the rest, if the kernel transferred less than was asked for."""
         while done < length:
             left, skip = [], done
             for buffer in buffers:

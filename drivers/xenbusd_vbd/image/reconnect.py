@@ -1,8 +1,8 @@
 """A connection to an image server that outlives servers: when one ends, another is made in its place.
 
 A new connection first writes again, one by one because they may overlap, what the previous server had answered and may
-have lost with its memory (see `unflushed`). Only then its owner may use it, to send again what was not answered. While
-there is no server, attempts go on with growing pauses; after OUTAGE_S the owner is told to let nobody wait longer.
+have lost with its memory (see `unflushed`). Only then may its owner use it, to send again the requests that were not
+answered. While there is no server, it tries again with growing pauses; after OUTAGE_S the owner has to fail what waits.
 
 Decision: D23.
 """
@@ -23,7 +23,7 @@ from xenbusd_vbd.nbd.client_handshake import Export
 from xenbusd_vbd.nbd.wire import CMD_WRITE
 
 PAUSE_S, PAUSE_MAX_S = 0.1, 5.0
-"""Between attempts to get a server back; each is twice as long as the previous one."""
+"""Seconds between attempts to get a server back; each pause is twice as long as the previous one."""
 STEADY_S = 10.0
 """A connection that lasted so long makes the next attempts begin with PAUSE_S again."""
 OUTAGE_S = 30.0
@@ -31,13 +31,13 @@ OUTAGE_S = 30.0
 
 
 class Log(Protocol):
-    """The part of a device's log that is used here."""
+    """The methods of a device's log that are used here."""
 
     def info(self, event: str, /, **facts: object) -> object:
-        """Log what happens once in a disk's life."""
+        """Log a rare event of a disk's life."""
 
     def warning(self, event: str, /, **facts: object) -> object:
-        """Log what an administrator may want to know."""
+        """Log an event that an administrator may want to know of."""
 
 
 class Source(Protocol):
@@ -51,7 +51,7 @@ class Source(Protocol):
         """
 
     async def inquire(self) -> Export:
-        """Ask what the export is like now, without touching the connection in use.
+        """Ask for the export's present description, without touching the connection in use.
 
         Raises:
             ResourceError
@@ -62,10 +62,10 @@ class Source(Protocol):
 
 
 class Owner(Protocol):
-    """Who sends requests on the connection."""
+    """The user of the connection: sends requests on it."""
 
     def accept(self, export: Export) -> None:
-        """Take over what a server says of its export.
+        """Adopt the server's description of its export.
 
         Raises:
             ResourceError: the disk cannot be served from it.
@@ -75,13 +75,13 @@ class Owner(Protocol):
         """Take requests that were answered, each with 0 or an errno."""
 
     def connected(self) -> None:
-        """Send: there is a client again."""
+        """Send requests: there is a client again."""
 
     def disconnected(self, reason: str, unanswered: list[Pending]) -> None:
-        """Keep what was not answered: there is no client."""
+        """Keep the unanswered requests: there is no client."""
 
     def given_up(self) -> None:
-        """Fail what waits, and what comes until `connected`."""
+        """Fail the waiting requests, and new ones until `connected`."""
 
 
 class LastingConnection:
@@ -90,7 +90,7 @@ class LastingConnection:
     Args:
         source: gives connections.
         unflushed: the writes that a new server gets first.
-        owner: hears of everything, by plain calls on the event loop.
+        owner: is notified of everything, by plain calls on the event loop.
         log: the device's.
     """
 

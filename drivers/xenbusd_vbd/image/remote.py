@@ -1,5 +1,5 @@
-"""Carries out jobs through an NBD server, and outlives it: when the connection ends, another one is made, what was not
-answered is sent again, and the guest notices no more than a pause.
+"""Carries out jobs through an NBD server, and outlives it: when the connection ends, another one is made, unanswered
+requests are sent again, and the guest notices no more than a pause.
 
 Reads, writes of the same data and flushes may be repeated, in any number. Writes that a server has answered are kept
 until a flush has made them stable (see `unflushed`); a new server gets them first (see `reconnect`).
@@ -44,14 +44,14 @@ class NbdEngine(Engine):
         self._unflushed = UnflushedWrites()
         self._connection = LastingConnection(source, self._unflushed, self, log)
         self._published = False
-        """Whether the frontend may know what the export can do: it does not change any more."""
+        """Whether the export's abilities may have been published to the frontend: they stay the same from then on."""
         self._offers_flush = False
         self._waiting: deque[Pending] = deque()
-        """For a server; or, writes, for our own flush."""
+        """Requests that wait for a server, and writes that wait for a flush of our own."""
         self._flushing = False
         """A flush of our own is under way."""
         self._flush_failed = False
-        """A flush of our own has failed, which the guest must hear at its next one."""
+        """A flush of our own has failed; the guest's next flush must report that."""
         self._failing = False
         """The server was away for too long: jobs fail at once."""
 
@@ -108,7 +108,7 @@ class NbdEngine(Engine):
             client.command(entry, CMD_TRIM, entry.offset, entry.length)
 
     def _resend(self) -> None:
-        """Begin again what waited."""
+        """Begin the waiting requests again."""
         waiting, self._waiting = self._waiting, deque()
         for entry in waiting:
             self._begin(entry)
@@ -165,7 +165,7 @@ class NbdEngine(Engine):
             self._begin(Pending(None, _nobody, CMD_FLUSH))
 
     def _own_flush_done(self, entry: Pending, error: int) -> None:
-        """If it failed, the writes that it was for count as lost: to write them again would not help."""
+        """If it failed, the writes that it covered count as lost: writing them again would not help."""
         self._flushing = False
         self._flush_failed = self._flush_failed or bool(error)
         self._stable(entry.mark)
@@ -179,7 +179,7 @@ class NbdEngine(Engine):
     # What the connection calls; see `reconnect.Owner`.
 
     def accept(self, export: Export) -> None:
-        """Take over what the server says, if the disk can be served from it."""
+        """Adopt the server's description of its export, if the disk can be served from it."""
         flags = export.flags
         sectors = export.size_bytes // SECTOR
         if self.writable and flags & TransmissionFlags.READ_ONLY:
@@ -203,21 +203,21 @@ class NbdEngine(Engine):
         self.discard_granularity = max(SECTOR, export.preferred if power_of_two else 0, export.minimum)
 
     def connected(self) -> None:
-        """Send what waits."""
+        """Send the waiting requests."""
         self._failing = False
         self._flush_when_due()
         self._resend()
         self._send()
 
     def disconnected(self, reason: str, unanswered: list[Pending]) -> None:
-        """Keep what was not answered for the next server, before what waits already."""
+        """Keep the unanswered requests for the next server, ahead of those that wait already."""
         self._waiting.extendleft(reversed(unanswered))
         self._log.warning(
             "image_server.lost", reason=reason, unanswered=len(self._waiting), unflushed=len(self._unflushed)
         )
 
     def given_up(self) -> None:
-        """Fail what waits: no request waits for ever, and a disk whose server does not come back has failed."""
+        """Fail the waiting requests: none waits for ever, and a disk whose server does not come back has failed."""
         self._failing = True
         self._flushing = False
         waiting, self._waiting = self._waiting, deque()
@@ -232,5 +232,5 @@ class NbdEngine(Engine):
 
 
 def _nobody(jobs: list[Job]) -> None:
-    """Nobody waits for a flush of our own."""
+    """Take the jobs of a flush of our own, which nobody waits for."""
     del jobs

@@ -1,4 +1,4 @@
-"""A server of one image: qemu-nbd or nbdkit, started, watched and ended by us, one process for each disk.
+"""Image servers: qemu-nbd or nbdkit, started, watched and ended by us, one process for each disk.
 
 The server dies with the daemon: the kernel sends it SIGTERM when the daemon is gone, and qemu-nbd exits by itself once
 its client has hung up. Either way it puts its tables in order first. The server inherits the descriptor that holds the
@@ -168,7 +168,7 @@ async def stop(server: Child) -> None:
 
 
 def find(program: str) -> str:
-    """Where a program is.
+    """Return a program's path.
 
     Raises:
         ResourceError: it is not installed.
@@ -216,14 +216,14 @@ def take_lock(target: Target) -> int | None:
 
 
 def explained(target: Target, program: str, server: Child, error: ResourceError) -> ResourceError:
-    """Why connecting failed, with the server's last words where it has any."""
+    """The error of a failed connection, with the end of the server's output if there is any."""
     if not server.last_lines:
         return error
     return complaint(target, program, server.status or 0, f"{server.last_lines} ({error})")
 
 
 def complaint(target: Target, program: str, status: int, words: str) -> ResourceError:
-    """The error that a program's exit status and last words stand for."""
+    """The error that stands for a program's exit status and the end of its output."""
     codes = {
         "lock": errno.EBUSY,
         "No such file": errno.ENOENT,
@@ -234,5 +234,5 @@ def complaint(target: Target, program: str, status: int, words: str) -> Resource
         "orrupt": errno.EUCLEAN,
     }
     code = next((number for sign, number in codes.items() if sign in words), errno.EIO)
-    why = words or (f"signal {-status}" if status < 0 else f"status {status}, and no word")
+    why = words or (f"signal {-status}" if status < 0 else f"status {status}, without a message")
     return ResourceError(f"{program} cannot serve {target}: {why}", code)

@@ -1,4 +1,4 @@
-"""Copies of the writes that a server has answered, but was not yet told to put on stable storage.
+"""Copies of the writes that a server has answered, but has not yet been asked to put on stable storage.
 
 A server may keep in its own memory what it has answered: qemu-nbd does so with the tables of a qcow2 image, and a write
 whose table entry dies with the process is lost. The guest has not crashed and will not write again, so the daemon does.

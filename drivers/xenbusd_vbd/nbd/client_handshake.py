@@ -91,7 +91,7 @@ async def connect(address: Address) -> tuple[socket.socket, Export]:
 
 
 async def inquire(address: Address) -> Export:
-    """Ask what an export is like now, on a connection of its own.
+    """Ask for an export's present description, on a connection of its own.
 
     Raises:
         NbdError: as `connect`.
@@ -167,7 +167,7 @@ class Negotiation:
         self._loop = asyncio.get_running_loop()
 
     async def export(self, go: bool) -> Export:
-        """Return what the server says of the export; with `go`, requests may follow.
+        """Return the server's description of the export; with `go`, requests may follow.
 
         Raises:
             NbdError: the server refuses, or breaks the protocol.
@@ -192,7 +192,7 @@ class Negotiation:
         for _ in range(REPLIES_MAX):
             magic, about, kind, length = OPTION_REPLY.unpack(await self._receive(OPTION_REPLY.size))
             if magic != OPTION_REPLY_MAGIC or about != option or length > REPLY_DATA_MAX:
-                raise self._breach(f"its reply to option {option} is not one")
+                raise self._breach(f"its reply to option {option} is malformed")
             data = await self._receive(length)
             if kind == Reply.ACK:
                 return replies
@@ -206,7 +206,7 @@ class Negotiation:
         """Parse the server's answers.
 
         Raises:
-            NbdError: they cannot be true.
+            NbdError: they are impossible.
         """
         about = replies.get(Info.EXPORT, b"")
         if len(about) != INFO_EXPORT_REPLY.size:
@@ -232,13 +232,13 @@ class Negotiation:
         return NbdError(sentence, errno.ENXIO if number == 6 else errno.EPROTO)
 
     def _breach(self, what: str) -> NbdError:
-        return NbdError(f"what answers at {self._address} breaks the NBD protocol: {what}", errno.EPROTO)
+        return NbdError(f"the server at {self._address} breaks the NBD protocol: {what}", errno.EPROTO)
 
     async def _send(self, data: bytes) -> None:
         await self._loop.sock_sendall(self._sock, data)
 
     async def _receive(self, length: int) -> bytes:
-        """Receive exactly so many bytes: those behind the handshake are not for this object."""
+        """Receive exactly so many bytes: the bytes behind the handshake are not for this object."""
         data = b""
         while len(data) < length:
             more = await self._loop.sock_recv(self._sock, length - len(data))

@@ -30,7 +30,7 @@ class NbdExport:
         log: called as `log(event, **facts)` when a client is turned away or breaks the protocol.
 
     Raises:
-        ValueError: the name is longer than NBD allows, or the disk's sizes are such as cannot be announced.
+        ValueError: the name is longer than NBD allows, or NBD cannot announce the disk's sizes.
     """
 
     def __init__(self, disk: Disk, *, name: str, log: Callable[..., None] | None = None) -> None:
@@ -72,7 +72,7 @@ class NbdExport:
         bytes that it has grown by; they learn of other changes when they connect again.
 
         Raises:
-            ValueError: the disk's sizes are such as cannot be announced.
+            ValueError: NBD cannot announce the disk's sizes.
         """
         self._offer = offer_of(self._disk, self.name)
         for connection in self._connections:

@@ -53,7 +53,7 @@ T = TypeVar("T")
 
 
 class NbdDeviceError(NbdError):
-    """No /dev/nbdN can be had; the message says why and what to do."""
+    """No /dev/nbdN can be used; the message says why and what to do."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, errno.ENODEV)

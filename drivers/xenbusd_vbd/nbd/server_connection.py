@@ -29,7 +29,7 @@ class NbdConnection(asyncio.BufferedProtocol):
         disk: is served.
         offer: how it is announced.
         counters: shared by all connections of the export.
-        opened: called with the connection once it stands; returns whether it may stay.
+        opened: called with the connection once it is established; returns whether it may stay.
         lost: called with the connection and the reason, once, when it has ended: None, or a sentence about the
             client's breach of the protocol.
         handshake: False for the kernel's client, which begins with its first request and knows simple replies only.

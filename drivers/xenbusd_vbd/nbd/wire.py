@@ -139,7 +139,7 @@ FLAG_DF = 1 << 2
 
 
 class WireError(NbdError):
-    """The other end sent what NBD forbids, or asked for what has no error reply; the connection ends."""
+    """The other end sent what NBD forbids, or asked for something that has no error reply; the connection ends."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, errno.EPROTO)

@@ -112,7 +112,7 @@ async def test_one_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pyte
     [
         ("import sys; sys.exit('qemu-nbd: Failed to get \"write\" lock')", "write", errno.EBUSY),
         ("import sys; sys.exit('x' * 5000 + '\\nno idea')", ": no idea", errno.EIO),
-        ("import sys; sys.exit(3)", "status 3, and no word", errno.EIO),
+        ("import sys; sys.exit(3)", "status 3, without a message", errno.EIO),
         ("import os; os.kill(os.getpid(), 9)", "signal 9", errno.EIO),
         (server(before="print('it is sick', file=sys.stderr, flush=True)").replace("NBDMAGIC", "XXXMAGIC"), "sick", 5),
     ],

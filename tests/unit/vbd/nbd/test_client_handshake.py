@@ -74,10 +74,10 @@ async def test_over_tcp() -> None:
         pytest.param(b"HTTP/1.1 400 Bad Request\r\n\r\n", (), "does not greet", id="another protocol"),
         pytest.param(GREETING[:16] + b"\0\0", (), "newstyle", id="not fixed"),
         pytest.param(GREETING, (), "left during", id="no answer"),
-        pytest.param(GREETING, (b"x" * 20,), "is not one", id="no reply magic"),
-        pytest.param(GREETING, (answer(GO, export_info()),), "is not one", id="about another option"),
+        pytest.param(GREETING, (b"x" * 20,), "is malformed", id="no reply magic"),
+        pytest.param(GREETING, (answer(GO, export_info()),), "is malformed", id="about another option"),
         pytest.param(
-            GREETING, (wire.OPTION_REPLY.pack(wire.OPTION_REPLY_MAGIC, INFO, 3, 1 << 31),), "not one", id="long"
+            GREETING, (wire.OPTION_REPLY.pack(wire.OPTION_REPLY_MAGIC, INFO, 3, 1 << 31),), "malformed", id="long"
         ),
         pytest.param(GREETING, (answer(INFO),), "how large", id="no size"),
         pytest.param(GREETING, (answer(INFO, export_info(flags=0)),), "cannot be", id="no flags"),
