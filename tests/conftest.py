@@ -1,4 +1,4 @@
-"""What every test gets: an event loop, or both of ours in turn, and a log that pytest can capture.
+"""The fixtures of every test: an event loop, or both of ours in turn, and a log that pytest can capture.
 
 Which loop a coroutine test runs on is decided here and nowhere else:
 

@@ -32,7 +32,7 @@ LATENCY_REQUESTS = 20_000
 
 
 class BenchFrontend(VbdFrontend):
-    """The vbd frontend, which shows its disk to the benchmark instead of exporting it."""
+    """A vbd frontend that hands its disk to the benchmark instead of exporting it."""
 
     shown: asyncio.Future[RingDisk]
 

@@ -1,4 +1,4 @@
-"""Where measurements run: a simulated host on tmpfs; and what the kernel knows of its processes."""
+"""The host of the measurements, simulated on tmpfs; and CPU time and memory of its processes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """`make bench`: measures store, handshake, disk path, memory and tools on a simulated host, and prints a table.
 
-Nothing here is a test: machines differ and are shared. Each figure is printed with what is expected of it on two cores,
-and where there is a peer, as a ratio to it in the same run.
+Nothing here is a test: machines differ and are shared. Each figure is printed with the one expected on two cores and,
+where there is a peer, as a ratio to it in the same run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Row(NamedTuple):
 
 
 def main() -> None:
-    """Measure everything, or what is named on the command line, and print the table."""
+    """Measure everything, or the benchmarks named on the command line, and print the table."""
     parts: dict[str, Callable[[], Iterator[tuple[str, str, str, bool | None]]]] = {
         "store": store.measure,
         "handshake": handshake.measure,

@@ -1,4 +1,4 @@
-"""A caller of the store's pure part: asks by operation, and collects its events."""
+"""A caller of the store's pure part: sends requests by operation, and collects its events."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class Asker:
         self.state.leave(self.caller)
 
     def raw(self, op: int, payload: bytes, tx: int = 0) -> bytes:
-        """Ask with these very bytes."""
+        """Send a request with exactly this payload."""
         return perform(self.state, self.caller, op, tx, payload)
 
     def ask(self, op: int, *words: str, tx: int = 0) -> str:
-        """Ask with strings, each ended by a NUL; of WRITE's the last is not."""
+        """Send strings, each ended by a NUL, except the last one of WRITE."""
         payload = "\0".join(words) if op == Op.WRITE else "".join(f"{word}\0" for word in words)
         return self.raw(op, payload.encode(), tx).decode()
 
     def refused(self, op: int, *words: str, tx: int = 0) -> str:
-        """Ask what must be refused, and return the name of the error."""
+        """Send a request that must be refused, and return the name of the error."""
         try:
             answer = self.ask(op, *words, tx=tx)
         except Refusal as refusal:
@@ -54,7 +54,7 @@ class Asker:
         return int(self.ask(Op.TRANSACTION_START, "")[:-1])
 
     def commit(self, tx: int) -> None:
-        """End a transaction for good."""
+        """Commit a transaction."""
         assert self.ask(Op.TRANSACTION_END, "T", tx=tx) == "OK\0"
 
     def events(self) -> list[tuple[str, str]]:

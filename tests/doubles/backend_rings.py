@@ -1,4 +1,4 @@
-"""The backend's end of a `RingDisk`'s rings: what it sees of the requests, and how it answers them."""
+"""The backend's end of a `RingDisk`'s rings: shows the requests that arrive, and answers them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Pages:
     def unshare(self) -> None:
         """Take the pages back, unless a slice of them is still in use."""
         self.share.view.release()
-        self.memory.append(0)  # what CPython refuses while somebody has a view
+        self.memory.append(0)  # CPython refuses this while a view exists
 
 
 class Ring(RingPair):
@@ -83,11 +83,11 @@ class Ring(RingPair):
         ]
 
     def data(self, request: Request) -> bytes:
-        """What a write brings."""
+        """The data of a write."""
         return b"".join(bytes(self.memory[place]) for place in self.places(request))
 
     def succeed(self, *requests: Request) -> None:
-        """Do as a backend does: a read finds, in each sector, the low byte of the sector's number."""
+        """Answer as a backend does: each sector that is read holds the low byte of its number."""
         for request in requests:
             if request.op == READ:
                 sector = request.sector
@@ -107,7 +107,7 @@ def attach(rings: list[Ring], disk: RingDisk, geometry: Geometry = GEOMETRY, *, 
 
 
 def on_disk(sector: int, sectors: int) -> bytes:
-    """What `succeed` has on its disk."""
+    """The data that `succeed` returns for sectors."""
     return b"".join(bytes([number & 0xFF]) * 512 for number in range(sector, sector + sectors))
 
 
@@ -133,6 +133,6 @@ class Caller:
 
 
 async def sent(ring: Ring) -> list[Request]:
-    """What reaches the backend of the requests made in this turn of the loop."""
+    """The requests made in this turn of the loop that reach the backend."""
     await asyncio.sleep(0)
     return ring.requests()

@@ -47,7 +47,7 @@ class SlowEngine(Engine):
         return [job for job in jobs if job.request.op in self.at_once]
 
     def finish(self, *ids: int, status: int = OKAY) -> None:
-        """These are done, or all, as one batch."""
+        """Finish these jobs, or all, as one batch."""
         jobs = [self.jobs.pop(id) for id in ids or list(self.jobs)]
         for job in jobs:
             job.status = status
@@ -63,7 +63,7 @@ class SlowEngine(Engine):
 
 
 class FakePages(Pages):
-    """Pages of which some cannot be had; checks that each job is begun and finished once."""
+    """Pages of which some cannot be mapped; checks that each job is begun and finished once."""
 
     def __init__(self) -> None:
         self.missing: set[int] = set()
@@ -78,11 +78,11 @@ class FakePages(Pages):
 
     @property
     def full(self) -> bool:
-        """What the test says."""
+        """The test's choice."""
         return self.is_full
 
     def fetch(self, requests: list[Request]) -> list[bytes | None]:
-        """What the test has put there."""
+        """The descriptors that the test has put there."""
         return [self.tables.get(request.grefs) for request in requests]
 
     def begin(self, requests: list[Request]) -> tuple[list[Job], list[Job]]:
@@ -139,13 +139,13 @@ class Bench:
         return X86_64.pack_request(op, id, id * 8, (100 + id,), 8)
 
     def ask(self, *ops: int) -> None:
-        """Publish requests, and have the server look."""
+        """Publish requests, and have the server drain the ring."""
         self.pair.ask(*map(self.slot, ops))
         while self.server.drain():
             pass
 
     def answered(self) -> list[int]:
-        """The ids of the answers that have come; each carries the op of its request."""
+        """The ids of the answers received so far; checks that each carries the op of its request."""
         answers = self.pair.answers()
         assert all(answer.op == self.asked[answer.id] for answer in answers)
         return [answer.id for answer in answers]

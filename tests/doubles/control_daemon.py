@@ -1,4 +1,4 @@
-"""A daemon as far as its control socket sees it, with devices that no store knows."""
+"""A daemon as far as its control socket needs one, with devices that are in no store."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STATUS = DaemonStatus(side="backend", domid=0, host="xen", pid=7, uptime_s=1.5, 
 
 
 def services_of(run_dir: Path) -> Services:
-    """What devices share, none of which is asked."""
+    """The services that devices share, none of which is called."""
     return Services(
         store=cast("Any", SimpleNamespace(connected=True, reconnects=0, strays=0)),
         host=cast("Any", SimpleNamespace(name="sim:/run/host")),
@@ -55,7 +55,7 @@ class FakeDaemon:
 
 @dataclass
 class FakeProvider:
-    """Answers of a test's choice, and events when the test says so."""
+    """Gives answers of a test's choice, and reports events when the test says so."""
 
     known: dict[str, DeviceDetails] = field(default_factory=dict)
     timelines: dict[str, DeviceTimeline] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Programs that nobody here wrote, and that use a frontend's disk through its NBD export."""
+"""Programs of other projects that use a frontend's disk through its NBD export."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An echo pair that must be left as it was found: alone, or beside a domain that does its worst."""
+"""An echo pair that must leave nothing behind: alone, or beside a domain that attacks."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def pair(machine: Machine) -> AsyncIterator[tuple[Process, Process, Device
 
 @asynccontextmanager
 async def beside_an_honest_pair(machine: Machine, logged: list[dict[str, Any]]) -> AsyncIterator[Half]:
-    """Give a test a domain 5 to do its worst in, while domain 6 has an honest pair with the same backend process.
+    """Give a test a domain 5 to attack from, while domain 6 has an honest pair with the same backend process.
 
     In the end domain 5 is destroyed and its device detached by force; nothing of either is left, the honest pair works,
     its backend never moved, and nothing was logged that would be a bug of ours.

@@ -54,7 +54,7 @@ class FakePorts(Ports):
         self._deliver()
 
     def on(self, act: str, port: int, do: Callable[[], None]) -> None:
-        """Have something done at an act: "unmask" of a port, say."""
+        """Have `do` called at an act on a port: at "unmask" of 7, for example."""
         plain = getattr(self.fake, act)
 
         def both(called: Port) -> None:

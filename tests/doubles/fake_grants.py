@@ -78,7 +78,7 @@ class _FakeMapping(Mapping):
         self.view.release()
         page = self._grants.pages[self._gref]
         try:
-            page.append(0)  # what CPython refuses while somebody has a view
+            page.append(0)  # CPython refuses this while a view exists
         except BufferError:
             raise LocalProtocolError(f"{self._gref} is still in use") from None
         page.pop()

@@ -1,4 +1,4 @@
-"""An image that notes what is done to it, and fails when the test says so."""
+"""An image that records every operation, and fails when the test says so."""
 
 from __future__ import annotations
 

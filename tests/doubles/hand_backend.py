@@ -182,7 +182,7 @@ class FrontendBench:
         self.back: HandBackend | None = None
 
     async def connect(self, size_bytes: int = 4 << 20, **published: int) -> HandBackend:
-        """Go through a backend's handshake, with these keys beside those that must be."""
+        """Go through a backend's handshake, with these keys beside the required ones."""
         back = self.back = await HandBackend.connect(self.peer, size_bytes, **published)
         await self.peer.until(State.CONNECTED)
         return back
@@ -205,7 +205,7 @@ class FrontendBench:
 async def frontend_bench(
     machine: Machine, *, options: Mapping[str, Any] | None = None, **offered: int
 ) -> AsyncIterator[FrontendBench]:
-    """A real frontend, and a backend at InitWait that has `offered` these keys."""
+    """A real frontend, and a backend at InitWait that has published the keys `offered`."""
     id = machine.id("vbd", devid=DEVID)
     dom0 = await machine.start(DOM0)
     guest = await machine.start(GUEST, VbdFrontend, options={"vbd": {"nbd_device": False, **(options or {})}})

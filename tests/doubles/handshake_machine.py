@@ -1,4 +1,4 @@
-"""A pair of real ends and the rules by which anything may happen to them."""
+"""A state machine of both real ends of a device: its rules are all the steps, faults and deaths that may happen."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ LONG_S = 55.0
 
 
 class Faults(Counter[str]):
-    """What is to go wrong, and how often."""
+    """The faults to inject, and how often each."""
 
     @contextmanager
     def at(self, point: str, error: Exception) -> Iterator[None]:
-        """Fail here if that is due."""
+        """Fail here if a fault is due."""
         if self[point] > 0:
             self[point] -= 1
             raise error
@@ -78,8 +78,9 @@ class HandshakeMachine(RuleBasedStateMachine):
 
     @initialize(script=st.booleans(), eager=st.booleans(), in_order=st.booleans())
     def begin(self, script: bool = False, eager: bool = False, in_order: bool = False) -> None:
-        """A device. With a script, somebody else runs it. An eager frontend does not wait for InitWait (T49). Answers
-        in order let the next process go on with a killed one's ring."""
+        """A device. With a script, somebody else runs it. An eager frontend does not wait for InitWait (T49). If it
+        answers in order, the next process may adopt a killed one's ring.
+        """
         self.script = script
         self.eager = eager
         self.in_order = in_order
@@ -154,7 +155,7 @@ class HandshakeMachine(RuleBasedStateMachine):
 
     @rule(side=st.sampled_from(Side), times=st.integers(1, 40))
     def run_one(self, side: Side, times: int) -> None:
-        """One end goes on alone, the other stands still."""
+        """Run one end alone; the other stands still."""
         for _ in range(times):
             if side in self.world.ends:
                 self.world.ends[side].serve()
@@ -162,12 +163,12 @@ class HandshakeMachine(RuleBasedStateMachine):
 
     @rule()
     def tick(self) -> None:
-        """Time passes, with whatever is under way still under way."""
+        """Let time pass while requests and events are under way."""
         self.world.tick()
 
     @rule(seconds=st.sampled_from([0.0, 1.0, 6.0, 12.0]))
     def run_both(self, seconds: float) -> None:
-        """Everything happens that can."""
+        """Let everything happen that can happen."""
         self.world.run(seconds)
 
     # -- lives and deaths ------------------------------------------------------------------------------------------
@@ -204,7 +205,7 @@ class HandshakeMachine(RuleBasedStateMachine):
 
     @rule(side=st.sampled_from(Side))
     def break_ring(self, side: Side) -> None:
-        """The data path finds something that cannot be."""
+        """The data path finds something impossible."""
         end = self.world.ends.get(side)
         if end is not None and end.device is not None and end.device.details is not None:
             end.device.fail(OtherendError("nonsense in the ring"))
@@ -212,7 +213,7 @@ class HandshakeMachine(RuleBasedStateMachine):
 
     @rule(side=st.sampled_from(Side))
     def end_connection(self, side: Side) -> None:
-        """A driver has enough of it."""
+        """A driver ends its connection by itself."""
         end = self.world.ends.get(side)
         if end is not None and end.device is not None and end.device.details is not None:
             end.device.fail(ConnectionEnded("enough"))
@@ -233,7 +234,7 @@ class HandshakeMachine(RuleBasedStateMachine):
             self.world.close()
 
     def settle(self) -> None:
-        """Where the pair ends up if it is left alone."""
+        """Let the pair run undisturbed, and check the states in which it ends up."""
         if not hasattr(self, "script"):
             return
         world = self.world
@@ -268,7 +269,7 @@ class HandshakeMachine(RuleBasedStateMachine):
             assert not front.host.shares
 
     def describe(self) -> str:
-        """Who waits for what."""
+        """Describe which end waits for what."""
         lines = [f"online {self.online}"]
         for side, end in self.world.ends.items():
             lines.append(f"{side.value} {self.world.state(side).title}")
@@ -278,7 +279,9 @@ class HandshakeMachine(RuleBasedStateMachine):
         return "\n".join(lines)
 
     def gave_up(self) -> bool:
-        """Whether the backend failed before its frontend did anything: told, and left to the toolstack, by intent."""
+        """Whether the backend failed before its frontend did anything: by design, it reports that and leaves the rest
+        to the toolstack.
+        """
         dev = self.world.ends[BACK].device
         return (
             self.online

@@ -1,7 +1,8 @@
-"""Both ends of a device on one event loop whose clock and store do only what the test says.
+"""Both ends of a device on one event loop; the test steps its clock and its store.
 
 The ends are the real ones: scans, supervisors, devices. Between them stands a store of which each request and each
-answer is a step of its own, so that any interleaving of the two can be walked; and the clock jumps from timer to timer.
+answer is a step of its own, so that every interleaving of the two can be tried; and the clock jumps from timer to
+timer.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from xenbusd.bus.state import Side, State
 
 
 class Silent:
-    """A logger that says nothing, and remembers what should not have happened."""
+    """A logger that prints nothing, and keeps the events that only a bug causes."""
 
     def __init__(self) -> None:
         self.crashes: list[str] = []
@@ -47,7 +48,7 @@ class Silent:
 
 
 class End:
-    """One process: its connection to the store, its door to the machine, and the scan of its one class."""
+    """One process: its connection to the store, its host interface, and the scan of its one class."""
 
     def __init__(self, world: World, side: Side, driver: Callable[[], Driver[Any]]) -> None:
         self.world = world
@@ -70,7 +71,7 @@ class End:
 
     @property
     def device(self) -> Device | None:
-        """The device, while somebody lives through it."""
+        """The device, while it exists."""
         return next(iter(self.scan.devices), None)
 
     def serve(self) -> bool:
@@ -90,7 +91,7 @@ class End:
         return True
 
     def kill(self) -> None:
-        """SIGKILL: no last words. What it held of the machine's is taken back."""
+        """SIGKILL: no last words. The machine takes its pages and ports back."""
         self.client.die()
         self.host.close()
         for task in [*self.scan.supervisor._tasks.values(), self.task, self.stopping]:
@@ -127,11 +128,11 @@ class World:
         self.ends[side] = End(self, side, driver)
 
     def state(self, side: Side) -> State:
-        """What stands in an end's `state`."""
+        """The value of an end's `state`."""
         return self.store.state(self.id.path(side))
 
     def steps(self) -> Iterator[Callable[[], bool]]:
-        """All that could happen now without the clock."""
+        """All steps that are possible now without the clock."""
         for end in self.ends.values():
             yield end.serve
             yield end.deliver
@@ -145,7 +146,7 @@ class World:
             self.loop.turn()
 
     def run(self, seconds: float) -> None:
-        """Let everything happen that happens by itself, then time pass, until nothing is left or the time is up."""
+        """Take every step that needs no clock, then let time pass, until nothing is left or the time is up."""
         until = self.loop.now + seconds
         while True:
             while sum(step() for step in self.steps()):

@@ -1,4 +1,4 @@
-"""The kernel's bus of backends as a folder of files, with a hand in the place of the kernel."""
+"""The kernel's bus of backends as a folder of files, where the test plays the kernel."""
 
 from __future__ import annotations
 

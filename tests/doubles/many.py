@@ -56,7 +56,7 @@ class ManyBackend(Backend, device_class="many"):
 
 
 class HastyBackend(ManyBackend, device_class="many"):
-    """One that promises no order."""
+    """A backend that does not promise to answer in order."""
 
     journal = AfterCleanStop()
 

@@ -28,7 +28,7 @@ def job(op: int, sector: int = 0, data: bytes = b"", *, sectors: int | None = No
 
 
 class Lines:
-    """A device's log, kept."""
+    """A device's log, which keeps its lines."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
@@ -79,7 +79,7 @@ class Bench:
         return engine
 
     def finished(self, jobs: list[Job]) -> None:
-        """What the engine calls."""
+        """Keep jobs that the engine has finished."""
         self.done += jobs
         self.batches += 1
         self._changed.set()
@@ -98,7 +98,7 @@ class Bench:
         return await self.until(*jobs)
 
     async def read(self, engine: NbdEngine, sector: int, length: int) -> bytes:
-        """What the engine says is there."""
+        """Read through the engine."""
         one = job(READ, sector, bytes(length))
         assert await self.run(engine, one) == [OKAY]
         return b"".join(one.buffers)

@@ -1,4 +1,4 @@
-"""A small NBD client for tests: says byte for byte what the test wants, and takes replies apart."""
+"""A small NBD client for tests: sends exactly the bytes that the test wants, and parses replies."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class NbdClient:
             return True
 
     async def close(self) -> None:
-        """Hang up without a word."""
+        """Close the connection without DISC."""
         self.writer.transport.abort()
         await asyncio.sleep(0)
 

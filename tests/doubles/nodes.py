@@ -13,5 +13,5 @@ async def mark_as_libxl_s(machine: Machine, id: DeviceId) -> None:
 
 
 async def error_node(machine: Machine, id: DeviceId, side: Side = Side.BACKEND) -> bytes:
-    """What an end has left in its error node."""
+    """An end's error node."""
     return await machine.read(id.error_path(side)) or b"nothing"

@@ -1,4 +1,4 @@
-"""Programs in the place of qemu-nbd and qemu-img, which do what a test says."""
+"""Stand-ins for qemu-nbd and qemu-img that do what a test says."""
 
 from __future__ import annotations
 

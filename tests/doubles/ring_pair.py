@@ -1,4 +1,4 @@
-"""Both ends of a blkif ring over one buffer, and a link that the driver under test believes to be connected."""
+"""Both ends of a blkif ring over one buffer, and a fake link that looks connected to the driver under test."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class RingPair:
 
 
 class FakeLink:
-    """What a data path uses of a `Link`.
+    """The part of a `Link` that a data path uses.
 
     Args:
         ring: its end of the ring.

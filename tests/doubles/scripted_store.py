@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def soon(awaitable: Awaitable[T]) -> asyncio.Future[T]:
-    """Let something happen meanwhile."""
+    """Let something run in the background; return its future."""
     return asyncio.ensure_future(awaitable)
 
 
@@ -50,7 +50,7 @@ class Peer:
         return Message(op, req_id, tx_id, payload)
 
     def nothing_more(self) -> bool:
-        """Say whether all that the client has sent so far was returned by `request`."""
+        """Whether `request` has returned all that the client has sent so far."""
         with suppress(BlockingIOError):
             self._bytes += self._sock.recv(65536)
         return not self._bytes
@@ -102,7 +102,7 @@ class Peer:
 
 
 class ScriptedStore:
-    """Where a client finds one `Peer` after another.
+    """A store endpoint at which a client meets one `Peer` after another.
 
     Args:
         device: hand out descriptors, as a character device does, rather than sockets.

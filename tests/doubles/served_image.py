@@ -29,7 +29,7 @@ GRANTS = pytest.mark.parametrize("persistent", [True, False], ids=["persistent",
 
 
 def contents(size: int = SIZE) -> bytes:
-    """A disk full of what does not compress, the same each time."""
+    """The contents of a disk: incompressible, and the same each time."""
     return random.Random(0x5EED).randbytes(size)
 
 
@@ -43,7 +43,7 @@ async def attached(machine: Machine, params: Path | str, mode: str = "w", **keys
 
 
 async def error_node(machine: Machine, id: DeviceId) -> bytes:
-    """What the backend has left in its error node."""
+    """The backend's error node."""
     return await machine.read(id.error_path(Side.BACKEND)) or b"nothing"
 
 

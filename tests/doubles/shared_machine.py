@@ -1,4 +1,4 @@
-"""A machine in one process: who shares, maps and binds which pages and ports."""
+"""A machine in one process: records which end shares, maps and binds which pages and ports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Machine:
-    """Who shares, maps and binds what."""
+    """The shares, mappings and bindings of both ends."""
 
     def __init__(self) -> None:
         self.numbers = count(8)
@@ -58,7 +58,7 @@ class FakeMapping(Mapping):
 
 
 class FakeHost(Host, Grants, EventChannels):
-    """One process's door to the machine."""
+    """One process's host interface."""
 
     fd = -1
 

@@ -63,7 +63,7 @@ def open_store(host: SimHost) -> socket.socket:
 
 
 def start_guest(path: str, domid: int, gref: int, port: int) -> tuple[subprocess.Popen[str], Gref, Port]:
-    """Start a `DYING` guest and wait until it holds what it holds."""
+    """Start a `DYING` guest and wait until it holds pages, ports and mappings."""
     guest = subprocess.Popen(
         [sys.executable, "-c", DYING, path, str(domid), str(gref), str(port)],
         stdin=subprocess.PIPE,

@@ -16,11 +16,11 @@ class Loop(asyncio.SelectorEventLoop):
         self.now = 0.0
 
     def time(self) -> float:
-        """The time that the test has made it."""
+        """The time that the test has set."""
         return self.now
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
-        """Do it here and now."""
+        """Call the function at once, in this thread."""
         del executor
         future = self.create_future()
         try:
@@ -30,13 +30,13 @@ class Loop(asyncio.SelectorEventLoop):
         return future
 
     def turn(self) -> None:
-        """Run until nobody can go on."""
+        """Run until no callback is ready."""
         ready = cast("deque[object]", vars(self)["_ready"])
         while ready:
             self.stop()
             self.run_forever()
 
     def next_timer(self) -> float | None:
-        """When the next one is due."""
+        """The time at which the next timer is due."""
         timers = cast("list[asyncio.TimerHandle]", vars(self)["_scheduled"])
         return min((timer.when() for timer in timers if not timer.cancelled()), default=None)

@@ -62,7 +62,7 @@ def children(nodes: dict[str, bytes], path: str) -> list[str]:
 
 
 class Client:
-    """One end's connection: requests are served in order, answers and events arrive in order, when the test says so."""
+    """One end's connection: the test has requests served, and answers and events delivered, each in their order."""
 
     connected = True
 

@@ -1,4 +1,5 @@
-"""What `params` may say: one table for the daemon's parser, for `xenbusctl attach`, and for hotplug/block-xenbusd.
+"""The values that `params` may have: one table for the daemon's parser, for `xenbusctl attach`, and for
+hotplug/block-xenbusd.
 
 In `params` and `path`, FOLDER stands for a folder that has `disk.img` in it, and NAME for a name that is that file's
 below /dev.

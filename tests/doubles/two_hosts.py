@@ -37,5 +37,5 @@ def ask(connection: socket.socket | int, request: bytes) -> bytes:
 
 
 def readable(fd: int) -> bool:
-    """Whether the event loop would wake up."""
+    """Whether a descriptor would wake the event loop."""
     return bool(select.select([fd], [], [], 0)[0])

@@ -1,4 +1,4 @@
-"""What tests of both ends get: the fixtures that authors of drivers get, too, and an echo."""
+"""Fixtures for tests of both ends: those that authors of drivers get, too, and an echo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Both real ends of a device, in any interleaving: whatever happens, they never wait for each other for ever."""
+"""Both real ends of a device, in any interleaving of steps and faults: they never wait for each other for ever."""
 
 from __future__ import annotations
 

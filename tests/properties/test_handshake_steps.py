@@ -1,4 +1,4 @@
-"""Both real ends of a device: each event at every step of their life, and whichever end notices first."""
+"""Both real ends of a device: each event at every step of their life, noticed first by either end."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def restart_frontend(pair: HandshakeMachine) -> None:
 
 
 def replace_device(pair: HandshakeMachine) -> None:
-    """Another device of the same name, before anybody had time to observe it."""
+    """Another device of the same name, before either end has read the store."""
     pair.force()
     pair.world.store.commit({ID.backend_path: None})
     pair.attach()
@@ -121,8 +121,8 @@ def test_an_event_at_every_step(event: Callable[[HandshakeMachine], None]) -> No
     assert at_every_step(None, event) > 20
 
 
-def test_a_ring_that_can_be_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed and started at every step, a backend that answers in order goes on with the ring, once there is one."""
+def test_a_killed_backend_s_ring_is_adopted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed and started at every step, a backend that answers in order adopts the ring, once there is one."""
     adopted: list[bool] = []
     adopt = Handover.adopt
 

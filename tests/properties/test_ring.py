@@ -124,14 +124,14 @@ class RingMachine(RuleBasedStateMachine):
 
     @rule()
     def attach_again(self) -> None:
-        """Another backend goes on: what was taken and not shown as answered comes again (T63)."""
+        """Another backend adopts the ring: requests taken and not published as answered come again (T63)."""
         again = BackRing(memoryview(self.memory), self.stride, attach=True)
         assert ahead(again.req_cons, self.back.rsp_prod) == -len(self.responses_put) & U32
         again.release()
 
     @invariant()
     def the_counters_agree(self) -> None:
-        """Room, what is owed, and what is on its way add up to the size of the ring."""
+        """Free slots, unanswered requests and messages on their way add up to the size of the ring."""
         owed = len(self.requests_taken)
         on_the_way = len(self.requests_put) + len(self.requests_shown)
         coming_back = len(self.responses_put) + len(self.responses_shown)
@@ -180,7 +180,7 @@ def test_notify_means_that_the_event_lies_on_the_way(old: int, more: int, event:
     req_prod=st.one_of(starts, st.integers(0, U32)),
     near=st.one_of(st.none(), st.integers(-40, 40)),
 )
-def test_no_request_producer_whatever_makes_a_backend_overtake(
+def test_any_request_producer_is_refused_or_safe(
     start: int, asked: int, taken: bool, answered: int, req_prod: int, near: int | None
 ) -> None:
     """Whatever the frontend writes: refused, or never more requests under way than there are slots (XSA-38, XSA-86)."""
@@ -206,7 +206,7 @@ def test_no_request_producer_whatever_makes_a_backend_overtake(
 
 @settings(max_examples=300)
 @given(start=starts, asked=st.integers(0, 32), rsp_prod=st.one_of(starts, st.integers(0, U32)))
-def test_no_response_producer_whatever_makes_a_frontend_overtake(start: int, asked: int, rsp_prod: int) -> None:
+def test_any_response_producer_is_refused_or_safe(start: int, asked: int, rsp_prod: int) -> None:
     """Whatever the backend writes: refused, or no more responses taken than requests were made."""
     memory = bytearray(PAGE_SIZE)
     front, _ = make(memory, 112, start)

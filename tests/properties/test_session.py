@@ -74,8 +74,8 @@ def test_one_byte_at_a_time_says_the_same(said: list[Step]) -> None:
 
 
 @given(chunks=st.lists(st.binary(max_size=64), max_size=30))
-def test_no_bytes_whatever_make_it_fail_or_grow(chunks: list[bytes]) -> None:
-    """It answers nothing that was not asked for, and keeps at most one packet of what it does not understand."""
+def test_any_bytes_neither_break_it_nor_make_it_grow(chunks: list[bytes]) -> None:
+    """It returns no answer that was not asked for, and keeps at most one packet of unparsed bytes."""
     session: Session[int, str] = Session()
     session.ask(0, Op.READ, "/a", b"/a\0")
     for chunk in chunks:

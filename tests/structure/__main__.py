@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def main(arguments: list[str]) -> None:
-    """Print counts, drawing, and circles if there are any; or put into the documents what they show."""
+    """Print counts, drawing, and circles if there are any; or write them into the documents."""
     if arguments == ["--write"]:
         modules = read(ROOT)
         shown = {

@@ -52,7 +52,7 @@ def drawing(modules: Mapping[str, Module]) -> str:
 
 
 def taken(document: str) -> str:
-    """Return what stands between the marks of a document."""
+    """Return the text between the marks of a document."""
     return document.partition(BEGIN)[2].partition(END)[0]
 
 

@@ -32,7 +32,7 @@ class Module:
 
     @property
     def room(self) -> str:
-        """What stands side by side on that floor: a module, or a package with everything below it."""
+        """The module's place on its floor: the module itself, or the package that it lies in."""
         return ".".join(self.name.split(".")[:2])
 
 

@@ -1,4 +1,4 @@
-"""xenbusd.config: what a file means, and how mistakes in it are reported."""
+"""xenbusd.config: the meaning of a configuration file, and how mistakes in it are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""xenbusd.errors: the tree of who is to blame, and what each error says."""
+"""xenbusd.errors: the tree of errors by their culprit, and the text of each."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ async def test_environment_passes_through(
     assert "XENSTORED_PATH" not in environ
 
 
-async def test_store_socket_is_told(script: Script, tmp_path: Path) -> None:
+async def test_store_socket_is_passed_on(script: Script, tmp_path: Path) -> None:
     """Where the store is not in its usual place, xenstore-read in the script finds it by XENSTORED_PATH."""
     runner = ScriptRunner(store_socket="/run/other/socket", log=log.get())
     await runner.run(script("env > environ"), "add", backend_path=VBD, device_class="vbd")
@@ -144,7 +144,7 @@ async def test_bare_name_is_looked_up(runner: ScriptRunner, script: Script, tmp_
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "./x", "x\0", "/x\0"])
 async def test_other_paths_are_refused(runner: ScriptRunner, name: str) -> None:
-    """A path relative to who knows what is refused with what would be right."""
+    """A relative path with a slash is refused, and the message says what to write."""
     with pytest.raises(HotplugError, match="a script is an absolute path, or the name of a file in"):
         await runner.run(name, "add", backend_path=VBD, device_class="vbd")
 

@@ -1,4 +1,4 @@
-"""What the README shows is what there is."""
+"""The README shows the real code, commands and paths."""
 
 from __future__ import annotations
 

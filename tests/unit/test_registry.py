@@ -1,4 +1,4 @@
-"""xenbusd.registry: drivers by their entry points, and what is said of those that cannot be used."""
+"""xenbusd.registry: drivers found by their entry points, and the errors of those that cannot be used."""
 
 from __future__ import annotations
 

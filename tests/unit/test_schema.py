@@ -1,4 +1,4 @@
-"""xenbusd.schema: what a table of options accepts, and what it says of a mistake."""
+"""xenbusd.schema: the values that a table of options accepts, and its messages for mistakes."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def test_what_is_public_has_a_docstring(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", OURS, ids=short)
-def test_nothing_is_left_to_do(path: Path) -> None:
+def test_there_are_no_stubs_and_reminders(path: Path) -> None:
     """No stub and no reminder is committed as if it were code."""
     text = path.read_text()
     assert "NotImplementedError" not in text

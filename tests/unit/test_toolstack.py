@@ -11,7 +11,7 @@ from xenbusd import toolstack
 
 
 def test_every_name_is_there() -> None:
-    """What `__all__` promises can be had, and is documented under that name in its module."""
+    """Every name in `__all__` can be imported, and is documented under that name in its module."""
     assert all(getattr(toolstack, name) is not None for name in toolstack.__all__)
     assert sorted(toolstack.__all__) == sorted(name for names in toolstack._HOMES.values() for name in names)
 

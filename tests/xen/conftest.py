@@ -85,7 +85,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
 
 def _out(config: pytest.Config) -> Path:
     """A folder for this boot's results, kept as long as pytest keeps its temporary folders."""
-    factory: Any = config._tmp_path_factory  # type: ignore[attr-defined]  # fixtures cannot be had here
+    factory: Any = config._tmp_path_factory  # type: ignore[attr-defined]  # fixtures are not available here
     folder: Path = factory.mktemp("xen", numbered=True)
     return folder
 

@@ -1,4 +1,4 @@
-"""Images, and the lines that have xl make disks of them."""
+"""Images, and the configuration lines with which xl makes disks of them."""
 
 from __future__ import annotations
 

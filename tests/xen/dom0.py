@@ -1,4 +1,4 @@
-"""What tests in dom0 use: the daemons of this package, Xen's own tools, and guests."""
+"""Tools for tests in dom0: the daemons of this package, Xen's own tools, and guests."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def run(*argv: str | Path, timeout_s: float = 60.0, fails: bool = False) -> str:
 
 
 def until(look: Callable[[], T | None], what: str, timeout_s: float = 60.0) -> T:
-    """Look again and again until there is something to see: for what no event tells of."""
+    """Poll until the result is true: for changes that send no event."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if (seen := look()) is not None:
@@ -59,7 +59,7 @@ def sum_of(path: str | Path) -> str:
 
 
 def random_image(path: Path, size_bytes: int) -> Path:
-    """Make an image that nobody can have guessed."""
+    """Make an image of random bytes."""
     path.write_bytes(os.urandom(size_bytes))
     return path
 
@@ -215,7 +215,7 @@ class Guest:
         until(lambda: True if self.name not in run("xl", "list") else None, f"end of {self.name}", timeout_s)
 
     def destroy(self) -> None:
-        """Be rid of it, if it is still there. It cannot be made again."""
+        """Destroy it, if it is still there. It cannot be made again."""
         if self.name in run("xl", "list"):
             run("xl", "destroy", self.name)
         self._ramdisk.unlink(missing_ok=True)

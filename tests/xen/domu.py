@@ -1,4 +1,4 @@
-"""A guest that does what a test tells it, a command at a time, on its console."""
+"""A guest that carries out a test's commands, one at a time, on its console."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ READY = "told: ready"
 
 @dataclass(frozen=True)
 class Told:
-    """A command that a guest was told."""
+    """A command that was sent to a guest."""
 
     number: int
     since: int
@@ -23,7 +23,7 @@ class Told:
 
 
 class Domu(Guest):
-    """A guest that runs the job `told`: it has blkfront's module, and loads it when it is told `load xen-blkfront`."""
+    """A guest that runs the job `told`: it has blkfront's module, and loads it at the command `load xen-blkfront`."""
 
     def __init__(self, name: str, disks: list[str] | None = None, *, on_reboot: str = "destroy") -> None:
         super().__init__(name, "told", disks or [], memory_mb=256, on_reboot=on_reboot)
@@ -31,7 +31,7 @@ class Domu(Guest):
         self._terminal: Path | None = None
 
     def start(self) -> Said:
-        """Have xl make it, and return what xl said once the guest is ready to be told things."""
+        """Have xl make it, and return what xl said once the guest is ready for commands."""
         lives = self.console.count(READY)
         said = xl("-T", "create", self.config)
         self.wait_ready(lives + 1)
@@ -47,7 +47,7 @@ class Domu(Guest):
         self._terminal = Path(run("xenstore-read", f"/local/domain/{self.domid}/console/tty").strip())
 
     def tell(self, command: str) -> Told:
-        """Have it begin a command, of one line for its shell."""
+        """Start a command, one line for its shell."""
         assert self._terminal is not None
         self._count += 1
         told = Told(self._count, len(self.console))
@@ -59,7 +59,7 @@ class Domu(Guest):
         return told
 
     def answer(self, told: Told, *, timeout_s: float = 60.0, fails: bool = False) -> str:
-        """Wait until it has done what it was told, and return what that printed. It must succeed; or fail."""
+        """Wait until the command has ended, and return its output. It must succeed; or fail."""
 
         def look() -> re.Match[str] | None:
             return re.search(rf"^= {told.number} (\d+)$", self.console[told.since :], re.M)
@@ -70,7 +70,7 @@ class Domu(Guest):
         return printed
 
     def do(self, command: str, *, timeout_s: float = 60.0, fails: bool = False) -> str:
-        """Tell it a command, and return what that printed."""
+        """Run a command, and return its output."""
         return self.answer(self.tell(command), timeout_s=timeout_s, fails=fails)
 
     def log(self) -> Said:

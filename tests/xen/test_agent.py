@@ -37,7 +37,7 @@ async def test_agent_in_a_guest(tmp_path: Path) -> None:
 
 @pytest.fixture
 def blkback() -> Iterator[None]:
-    """Linux's own disk backend, in spite of what keeps it away; it takes every vbd that there is."""
+    """Linux's own disk backend, loaded in spite of the blacklist; it takes every vbd that there is."""
     run("modprobe", "--ignore-install", "xen-blkback")
     run("modprobe", "loop")
     yield

@@ -1,4 +1,4 @@
-"""Arbiter mode: one guest with disks of Linux's own blkback and of ours; and what a daemon leaves behind that ends."""
+"""Arbiter mode: one guest with disks of Linux's own blkback and of ours; and the state after the end of a daemon."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DISK_BYTES = 64 << 20
 
 @pytest.fixture(autouse=True)
 def _sharing() -> Iterator[None]:
-    """What keeps blkback away in exclusive mode is taken away, and blkback is not loaded; put back after the test."""
+    """Remove the blacklist of exclusive mode for the length of a test, with blkback not loaded."""
     kept = EXCLUSIVE.read_bytes()
     EXCLUSIVE.unlink()
     run("modprobe", "loop")
@@ -53,7 +53,7 @@ def state_of(guest: Guest, devid: Devid) -> str:
 
 
 def heard(uevents: socket.socket) -> bytes:
-    """All that the kernel has said so far."""
+    """The kernel's log so far."""
     uevents.setblocking(False)
     messages = []
     with contextlib.suppress(BlockingIOError):
@@ -63,7 +63,7 @@ def heard(uevents: socket.socket) -> bytes:
 
 
 def release() -> str:
-    """What the unit runs after a daemon's end."""
+    """Run the unit's command for after a daemon's end."""
     return run(sys.executable, "-m", "xenbusd", "release", "--arbiter")
 
 

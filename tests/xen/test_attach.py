@@ -194,7 +194,7 @@ def test_detach_by_force_under_load(guest: Domu, tmp_path: Path) -> None:
     guest.do("await xvdb && busy /dev/xvdb 16")
     wait_written(image)
     detach(guest, "xvdb", "--force")
-    guest.do("await_gone xvdb; idle; rm -f /dev/xvdb")  # a file, if the writer had just begun again
+    guest.do("await_gone xvdb; idle; rm -f /dev/xvdb")  # a new file, if the writer had just begun again
     attach(guest, ours("xvdb", image))
     guest.do(f"await xvdb && {FILLED.format('/dev/xvdb')}")
     assert sum_of(image) in guest.do("sha256sum /dev/xvdb")
@@ -230,7 +230,7 @@ def test_guest_is_paused(guest: Domu, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("guest")
 def test_guest_that_never_loads_blkfront(tmp_path: Path) -> None:
-    """A guest without blkfront gets and loses a disk, and is destroyed with another one, as if it had looked."""
+    """A guest without blkfront gets and loses a disk, and is destroyed with another one, as any other guest."""
     blind = Domu("blind", [ours("xvda", empty_image(tmp_path / "a.img"))])
     try:
         blind.start().assert_reached(State.INIT_WAIT)

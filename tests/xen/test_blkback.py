@@ -22,7 +22,7 @@ AGENT = (
 
 
 class AgentDomu(Domu):
-    """A guest that is told things and has Python, for our agent."""
+    """A guest that takes commands and has Python, for our agent."""
 
     def __init__(self, name: str, disks: list[str]) -> None:
         super().__init__(name, disks)
@@ -42,7 +42,7 @@ class AgentDomu(Domu):
 
 @pytest.fixture
 def blkback() -> Iterator[None]:
-    """Linux's own disk backend, in spite of what keeps it away; it takes every vbd that there is."""
+    """Linux's own disk backend, loaded in spite of the blacklist; it takes every vbd that there is."""
     run("modprobe", "--ignore-install", "xen-blkback", "max_queues=4")
     run("modprobe", "loop")
     yield
@@ -87,7 +87,7 @@ def test_all_that_blkback_negotiates(tmp_path: Path) -> None:
         with open(image, "r+b") as file:
             file.truncate(2 * DISK_BYTES)
         run("losetup", "-c", run("losetup", "-j", image).split(":")[0])
-        guest.do("sync; echo again >/disk/before; sync")  # blkback looks at the size when it has something to do
+        guest.do("sync; echo again >/disk/before; sync")  # blkback checks the size when it has something to do
         size = f"[ $(cat /sys/block/nbd0/size) = {2 * DISK_BYTES // 512} ]"
         guest.do(f"for tenth in $(seq 200); do {size} && break; sleep 0.1; done; {size}")
         print(guest.do("dd if=/dev/urandom of=/dev/nbd0 bs=1M seek=100 count=20 conv=fsync", timeout_s=240))

@@ -28,7 +28,7 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         yield process
 
 
-def test_real_door_conforms() -> None:
+def test_real_host_interface_conforms() -> None:
     """Domain 0 grants to itself and binds to itself: every rule of the conformance suite holds, none is skipped."""
     suite = [f"tests/machine/host/test_conformance_{part}.py" for part in ("grants", "events")]
     pytest_in_dom0 = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q"]

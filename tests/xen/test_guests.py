@@ -107,7 +107,7 @@ def test_sixteen_disks(serve: Daemon, tmp_path: Path) -> None:
     images = {name: random_image(tmp_path / f"{name}.img", 1 << 20) for name in SIXTEEN}
     guest = Domu("sixteen", [ours(name, image) for name, image in images.items()])
     try:
-        # libxl makes all sixteen before it looks at any: that it did not give up is all that its own waits tell.
+        # libxl makes all sixteen before it reads any: its own waits show only that it did not give up.
         guest.start().assert_reached(State.INIT_WAIT, 16, within_s=inf)
         took_s = init_waits_s(serve.log, guest.domid)
         assert len(took_s) == 16

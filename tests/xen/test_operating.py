@@ -1,4 +1,4 @@
-"""What docs/operating.md tells an administrator to write is what the real xl understands, in the way that is meant."""
+"""The lines that docs/operating.md has an administrator write: the real xl understands them as meant."""
 
 from __future__ import annotations
 

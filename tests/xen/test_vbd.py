@@ -1,4 +1,4 @@
-"""What Linux's blkfront agrees on with our disks, and what it sees of the kinds of images behind them."""
+"""The features that Linux's blkfront negotiates with our disks, and the kinds of images behind them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def mapped_pages(serve: Daemon) -> int:
 
 
 def direct_files(serve: Daemon) -> list[str]:
-    """What the daemon has open with O_DIRECT."""
+    """The files that the daemon has open with O_DIRECT."""
     found = []
     for link in Path(f"/proc/{serve.pid}/fd").iterdir():
         flags = re.findall(r"^flags:\s+([0-7]+)$", (link.parents[1] / "fdinfo" / link.name).read_text(), re.M)
@@ -83,7 +83,7 @@ def nodes(guest: Domu, side: str) -> dict[str, str]:
 
 
 def about(guest: Domu, key: str) -> str:
-    """What the guest's kernel knows of xvdb."""
+    """The guest kernel's attributes of xvdb."""
     return guest.do(f"cat /sys/block/xvdb/{key}")
 
 

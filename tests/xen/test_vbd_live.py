@@ -1,4 +1,4 @@
-"""What a guest's disk lives through while Linux's blkfront uses it: growth, limits, pauses, and deaths in dom0."""
+"""A guest's disk in use by Linux's blkfront through growth, limits, pauses, and deaths in dom0."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def equip(guest: Guest, ramdisk: bytes, *uuids: str) -> None:
 
 
 class TpmGuest(Domu):
-    """A guest with xen-tpmfront, that does what it is told."""
+    """A guest with xen-tpmfront that carries out commands."""
 
     def use_tpm(self, number: int = 0) -> None:
         """Wait for /dev/tpmN, and open it."""

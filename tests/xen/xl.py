@@ -1,4 +1,4 @@
-"""Xen's own toolstack, asked to say all that it does, and what its words tell: for which states it waited, how long."""
+"""Xen's own toolstack, run with full logging, and its log parsed: for which states it waited, and how long."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Wait:
 
 @dataclass(frozen=True)
 class Said:
-    """What xl said, and the waits that it told of."""
+    """xl's output, and the waits that it reports."""
 
     text: str
     waits: list[Wait]
@@ -71,7 +71,7 @@ def xl(*words: str | Path, fails: bool = False, timeout_s: float = 120.0) -> Sai
 
 
 def log_of(domain: str) -> Said:
-    """What the xl that stays behind to look after a domain has said, to within a second: `xl -T` dates its lines."""
+    """The log of the xl that stays behind to watch a domain, to within a second: `xl -T` dates its lines."""
     path = Path(f"/var/log/xen/xl-{domain}.log")
     lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
     return _understand(_dated(lines))

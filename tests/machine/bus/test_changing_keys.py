@@ -1,4 +1,4 @@
-"""Keys that change while a device is connected (T34), and who hears of it."""
+"""Keys that change while a device is connected (T34), and the tasks that are woken by the change."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def removed(machine: Machine, id: DeviceId) -> None:
 
 @pytest.mark.parametrize("end", [closing, removed])
 async def test_t34_nothing_is_republished_once_it_is_over(machine: Machine, end: Callable[..., Any]) -> None:
-    """T7, T34: a device that closes or has gone keeps its state, and gets no new keys."""
+    """T7, T34: once a device closes or has gone, its state stays, and no new keys are written."""
     async with by_hand(machine) as (back, hand):
         await hand.connect()
         dev = handle(back.device(hand.peer.id))
@@ -75,8 +75,8 @@ async def test_t34_nothing_is_republished_once_it_is_over(machine: Machine, end:
         await back.until(lambda: machine.holdings(GUEST).grants_mapped == 0)
 
 
-async def test_whoever_waits_has_hints_of_its_own(machine: Machine) -> None:
-    """Several tasks that follow one device all hear of each change, and none takes another's away."""
+async def test_each_waiting_task_has_hints_of_its_own(machine: Machine) -> None:
+    """Several tasks that follow one device are all woken by each change; none consumes another's hint."""
     async with pair(machine, queues=1) as (back, _, id):
         dev = handle(back.device(id))
         heard = [0, 0]
@@ -98,7 +98,7 @@ async def test_whoever_waits_has_hints_of_its_own(machine: Machine) -> None:
 
 
 async def test_links_that_are_closed_answer_no_calls(machine: Machine) -> None:
-    """When the device goes, every queue's callers are told."""
+    """When the device goes, the callers of every queue get an error."""
     with ExitStack() as stack:
         async with pair(machine, queues=2) as (back, _, id):
             await back.stop()

@@ -1,4 +1,4 @@
-"""Every driver pair of the tree is put through what `xenbusd.testing.conformance` demands of any."""
+"""Every driver pair of the tree passes `xenbusd.testing.conformance`."""
 
 from __future__ import annotations
 

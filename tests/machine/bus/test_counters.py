@@ -94,7 +94,7 @@ async def test_counters_go_on_over_a_reconnect(machine: Machine) -> None:
 async def test_a_name_that_was_not_declared_is_a_bug_of_the_driver(
     machine: Machine, logged: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It ends the connection, and the log says so, instead of a counter that nobody knows."""
+    """Counting under an undeclared name ends the connection with a line in the log, instead of making a new counter."""
     monkeypatch.setattr(CountingBackend, "counters", ())
     back = await machine.start(DOM0, CountingBackend)
     guest = await machine.start(GUEST, EchoFrontend)

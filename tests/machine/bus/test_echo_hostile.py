@@ -1,4 +1,4 @@
-"""The echo pair and an other end that lies: the device closes, and nothing else is disturbed."""
+"""An echo end whose other end lies: the device closes, and nothing else is disturbed."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ async def foreign_port(echo: Half, stack: ExitStack) -> None:
 
 
 async def ring_that_says_much(echo: Half, stack: ExitStack) -> None:
-    """An offer whose ring is full of lies before the backend has ever looked at it."""
+    """An offer whose ring is full of lies before the backend has ever read it."""
     await echo.backend(State.INIT_WAIT)
     ring = stack.enter_context(echo.peer.ring(RING))
     for word in range(4):
@@ -154,7 +154,7 @@ async def test_a_hostile_frontend_closes_its_own_device(
 
 
 async def test_a_frontend_that_toggles_its_state(machine: Machine, logged: list[dict[str, Any]]) -> None:
-    """Two hundred states in a mad order, among them some that are none, cost nobody anything."""
+    """Two hundred states in random order, some of them invalid, disturb nobody."""
     async with beside_an_honest_pair(machine, logged) as echo:
         with echo.peer.ring(RING) as ring:
             await echo.peer.write(None, ring_ref=ring.grefs[0], event_channel=ring.port)
@@ -169,7 +169,7 @@ async def test_a_frontend_that_toggles_its_state(machine: Machine, logged: list[
 
 
 async def test_a_frontend_that_closes_and_reopens(machine: Machine, logged: list[dict[str, Any]]) -> None:
-    """Twenty connections in a row leave as much behind as one does: nothing."""
+    """Twenty connections in a row leave nothing behind."""
     async with beside_an_honest_pair(machine, logged) as echo:
         for round in range(20):
             with await echo.connect() as ring:
@@ -213,7 +213,7 @@ async def test_a_frontend_that_takes_its_ring_away(machine: Machine, logged: lis
         ring.close()
         await echo.back.settle()
         assert await echo.peer.read("state") == b"4"
-        assert machine.holdings(GUEST).grants_mapped == 1  # a page lives until the last who maps it lets go
+        assert machine.holdings(GUEST).grants_mapped == 1  # a page lives until its last mapping is gone
         await echo.peer.write(State.CLOSED)
         await echo.backend(State.CLOSED)
         assert machine.holdings(GUEST).grants_mapped == 0
@@ -272,7 +272,9 @@ LIES: list[tuple[str, Callable[[HandBackend], None], bytes]] = [
 async def test_a_hostile_backend_closes_its_own_device(
     machine: Machine, logged: list[dict[str, Any]], lie: Callable[[HandBackend], None], complaint: bytes
 ) -> None:
-    """A frontend distrusts its backend likewise: what cannot be ends the connection, and the program is told."""
+    """A frontend distrusts its backend likewise: an impossible value ends the connection, and the program gets an
+    error.
+    """
     guest, peer = await hand_backend(machine)
     await peer.until(State.INITIALISED)
     grefs = [Gref(int(await peer.read("ring-ref") or b""))]
@@ -293,7 +295,7 @@ async def test_a_hostile_backend_closes_its_own_device(
 
 
 async def test_a_backend_that_toggles_its_state(machine: Machine, logged: list[dict[str, Any]]) -> None:
-    """A frontend lives through a mad backend, and connects to the next one."""
+    """A frontend survives a backend that writes states at random, and connects to the next one."""
     guest, peer = await hand_backend(machine)
     for step in range(200):
         await peer.store.write(f"{peer.path}/state", b"%d" % (step * 7 % 11))

@@ -91,8 +91,9 @@ async def test_the_backend_s_process_ends_and_another_takes_over(machine: Machin
 
 
 async def test_many_pairs_are_handed_over_at_once(machine: Machine) -> None:
-    """A backend daemon that is stopped begins nothing new on its way out: each of its pairs is the next one's to go on
-    with, and a frontend daemon's pairs stay Closed."""
+    """A backend daemon that is stopped begins nothing new on its way out: the next one adopts each of its pairs, and a
+    frontend daemon's pairs stay Closed.
+    """
     back = await machine.start(DOM0, EchoBackend)
     keeper = await machine.start(GUEST)  # the domain lives on
     guest = await machine.start(GUEST, EchoFrontend)
@@ -161,7 +162,7 @@ async def test_a_device_that_goes_while_no_backend_runs_leaves_nothing(machine: 
     assert [path.name for path in [journal, *others] if path.exists()] == [path.name for path in others[1:]]
 
 
-async def test_a_program_that_waits_is_told_when_the_device_goes(machine: Machine) -> None:
+async def test_a_waiting_program_gets_an_error_when_the_device_goes(machine: Machine) -> None:
     """A line in the ring when the backend goes for good ends with its connection; the program is not left hanging."""
     back = await machine.start(DOM0, EchoBackend)
     guest = await machine.start(GUEST, EchoFrontend)

@@ -40,7 +40,7 @@ async def at_connected(echo: Half) -> None:
 
 
 async def at_busy(echo: Half) -> None:
-    """Connected, with a ring full of requests whose answers nobody will take."""
+    """Connected, with a ring full of requests whose answers will not be taken."""
     ring = await echo.connect()
     ring.send(*(Line(n, b"never read").pack() for n in range(32)))
 
@@ -90,7 +90,7 @@ STAGES = [
 async def test_the_frontend_dies(
     machine: Machine, logged: list[dict[str, Any]], stage: Callable[[Half], Awaitable[None]]
 ) -> None:
-    """Whatever a pair is at when its frontend's domain is destroyed, the backend lets go of all that was of it."""
+    """In whatever state the frontend's domain is destroyed, the backend gives back all of its pages and ports."""
     async with beside_an_honest_pair(machine, logged) as echo:
         await stage(echo)
         await echo.guest.kill()
@@ -102,7 +102,7 @@ async def test_the_frontend_dies(
 async def test_the_device_is_torn_away(
     machine: Machine, logged: list[dict[str, Any]], stage: Callable[[Half], Awaitable[None]]
 ) -> None:
-    """Whatever a pair is at, a forced detach takes it away at once, and the domain can be given a new one."""
+    """In whatever state a pair is, a forced detach removes it at once, and the domain can be given a new one."""
     async with beside_an_honest_pair(machine, logged) as echo:
         await stage(echo)
         await machine.detach(echo.id, force=True)

@@ -18,7 +18,7 @@ DOUBLINGS = 9
 
 
 async def test_an_event_storm_is_throttled(machine: Machine) -> None:
-    """While one frontend notifies without a pause, another talks on; the storm wakes the backend a few times only."""
+    """While one frontend notifies without a pause, another is served; the storm wakes the backend a few times only."""
     dom0 = await machine.start(DOM0, EchoBackend)
     guest = await machine.start(HONEST, EchoFrontend)
     honest, hostile = machine.id("echo", HONEST), machine.id("echo", HOSTILE)

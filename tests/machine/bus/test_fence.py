@@ -48,7 +48,7 @@ DEADLINE_S = 60.0
 
 
 def no_fence() -> None:
-    """What a ring would have without one."""
+    """Do nothing, as a ring without a fence would."""
 
 
 def find_fence(kind: str) -> Callable[[], object]:
@@ -119,7 +119,7 @@ def count_torn(words: memoryview, torn: memoryview) -> None:
 
 
 def main(what: str, path: str, end: int, kind: str) -> None:
-    """Be one of the two processes, each on a processor of its own: on one and the same nothing can be seen."""
+    """Be one of the two processes, each on a processor of its own: on a shared one, nothing could be observed."""
     processors = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {processors[-end]})
     with open(path, "r+b") as file:
@@ -143,7 +143,7 @@ pytestmark = pytest.mark.alone
 
 @pytest.fixture(autouse=True)
 def _two_processors() -> None:
-    """Nothing can be seen where the two processes never run at the same time."""
+    """Skip where the two processes cannot run at the same time: nothing could be observed."""
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs two processors: on one, no two processes run at the same time")
 

@@ -1,4 +1,4 @@
-"""What is known of a device that is not in use: the bus, the toolstack and a driver each say their part of it."""
+"""Findings about a device that is not in use: the bus, the toolstack and a driver each contribute theirs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def nodes_of(machine: Machine, path: str) -> dict[str, bytes]:
 
 
 async def test_bus_and_toolstack_say_the_same(machine: Machine, echo: Half) -> None:
-    """Of a frontend that has not begun, the daemon and the toolstack speak in the same words."""
+    """The daemon and the toolstack describe a frontend that has not begun in the same words."""
     await echo.backend(State.INIT_WAIT)
     await echo.back.settle()
     expected = not_offered(GUEST, State.INITIALISING)

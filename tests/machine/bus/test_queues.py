@@ -96,8 +96,8 @@ def no_gref(hand: Hand) -> None:
 async def test_t28_an_offer_of_queues_that_is_not_sound(
     machine: Machine, lie: Callable[[Hand], None], complaint: bytes
 ) -> None:
-    """T28: all queues or none: one that cannot be had ends the connection, with nothing mapped and no journal left; the
-    next offer may succeed."""
+    """T28: all queues or none: one that cannot be connected ends the connection, with nothing mapped and no journal
+    left; the next offer may succeed."""
     async with by_hand(machine) as (back, hand):
         honest = dict(hand.keys)
         lie(hand)
@@ -119,7 +119,7 @@ async def test_t28_an_offer_of_queues_that_is_not_sound(
 
 
 async def test_nonsense_in_one_queue_ends_them_all(machine: Machine) -> None:
-    """A ring that claims what cannot be closes its device, whichever of its queues it is."""
+    """A ring with an impossible index closes its device, whichever of its queues it is."""
     async with by_hand(machine) as (_, hand):
         await hand.connect()
         assert await ask(hand.rings[0], b"well") == [b"0:well"]

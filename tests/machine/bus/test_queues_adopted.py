@@ -34,9 +34,10 @@ async def answered(hand: Hand, text: bytes) -> None:
 
 @pytest.mark.parametrize("backend", [ManyBackend, HastyBackend])
 @pytest.mark.parametrize("end", ["stop", "kill"])
-async def test_t15_all_queues_are_gone_on_with(machine: Machine, end: str, backend: type[ManyBackend]) -> None:
-    """T15, T63: the next process goes on with every ring at its own place, if the one before could promise it for each;
-    otherwise with none of them."""
+async def test_t15_all_queues_are_adopted(machine: Machine, end: str, backend: type[ManyBackend]) -> None:
+    """T15, T63: the next process adopts every ring at its own place, if the previous one could promise that for each;
+    otherwise none of them.
+    """
     async with by_hand(machine, backend) as (back, hand):
         await hand.connect()
         for count in range(3):
@@ -58,7 +59,7 @@ async def test_t15_all_queues_are_gone_on_with(machine: Machine, end: str, backe
 
 @pytest.mark.parametrize("lost", [0, 1])
 async def test_t15_one_journal_lost_is_all_lost(machine: Machine, lost: int, logged: list[dict[str, Any]]) -> None:
-    """T15: without the journal of any one ring none is gone on with, nothing is answered, and nothing stays behind."""
+    """T15: without the journal of any one ring none is adopted, nothing is answered, and nothing stays behind."""
     async with by_hand(machine) as (back, hand):
         await hand.connect()
         await back.kill()

@@ -34,7 +34,7 @@ async def start(machine: Machine, queues: int, split: bool, control: bool) -> tu
 
 
 async def answers() -> list[bytes]:
-    """What comes back through every ring, asked all at once."""
+    """The answers of all rings, asked all at once."""
     rings = NetlikeFrontend.rings
     links = [*(link for queue in rings.queues for link in queue), *(link for link in rings.beside if link)]
     async with asyncio.timeout(DEADLINE_S):

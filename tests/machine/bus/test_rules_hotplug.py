@@ -1,4 +1,4 @@
-"""Rules T21 to T25: what a backend connects after, and the hotplug script, on a machine with both ends."""
+"""Rules T21 to T25: the conditions for a backend to connect, and the hotplug script, on a machine with both ends."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from xenbusd_vbd.protocol import X86_64
 
 
 class Vif(Backend, device_class="vif"):
-    """As much of a network backend as the bus sees."""
+    """The part of a network backend that the bus sees."""
 
     async def run(self, dev: BackendDevice) -> None:
         """Connect."""
@@ -272,7 +272,7 @@ async def test_t25_a_script_runs_once_in_a_device_s_life(machine: Machine, tmp_p
     assert script.calls() == ["add", "remove"]
 
 
-async def test_t25_a_script_that_fails_is_told_of(machine: Machine, tmp_path: Path) -> None:
+async def test_t25_a_script_that_fails_is_reported(machine: Machine, tmp_path: Path) -> None:
     """T25: a script that exits with another status than 0 has failed: `hotplug-status`, `hotplug-error` and the error
     node say so, and the backend stays at InitWait until the toolstack takes the device away."""
     script = Script(tmp_path, status=3)
@@ -290,7 +290,7 @@ async def test_t25_a_script_that_fails_is_told_of(machine: Machine, tmp_path: Pa
         assert await peer.read("state") == b"2"
     await peer.write(State.CLOSED)
     detached = asyncio.create_task(machine.detach(peer.id))
-    await script.meet()  # a failed `add` may have half done its work
+    await script.meet()  # a failed `add` may have done half of its work
     async with asyncio.timeout(DEADLINE_S):
         await detached
     assert await machine.snapshot() == before

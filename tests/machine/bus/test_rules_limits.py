@@ -47,7 +47,7 @@ async def test_t10_permissions_are_libxl_s_and_are_inherited(machine: Machine) -
 
 
 async def test_t10_an_unprivileged_creator_becomes_the_owner(machine: Machine) -> None:
-    """T10: what a domain makes in a directory that another let it write to is its own."""
+    """T10: a node that a domain makes in another's writable directory belongs to the domain that made it."""
     guest = await machine.start(GUEST)
     await machine.store.mkdir("/local/domain/0/shared")
     await machine.store.set_perms("/local/domain/0/shared", ["n0", "b5"])
@@ -196,7 +196,7 @@ async def test_t13_a_guest_s_quotas(machine: Machine) -> None:
 
 
 async def test_t13_a_guest_without_watches_left_does_not_spin(machine: Machine, logged: list[dict[str, Any]]) -> None:
-    """T13: a device that there is no watch left for is told of once, and tried again when something has happened."""
+    """T13: a device for which no watch is left is logged once, and tried again when something has happened."""
     await machine.start(DOM0, EchoBackend)
     guest = await machine.start(GUEST, EchoFrontend)
     watches = [await guest.store.watch("/local/domain/5/data") for _ in range(126)]

@@ -138,7 +138,9 @@ async def test_t07_a_removed_directory_is_never_resurrected(machine: Machine) ->
 
 @pytest.mark.parametrize("step", [State.INIT_WAIT, State.CONNECTED, State.CLOSING])
 async def test_t07_a_switch_finds_the_directory_removed(machine: Machine, held: type[Held], step: State) -> None:
-    """T7: a backend that has looked and is about to switch its state finds the directory gone, and writes nothing."""
+    """T7: a backend that has read the store and is about to switch its state finds the directory gone, and writes
+    nothing.
+    """
     back = await machine.start(DOM0, held)
     peer = Peer(await machine.start(GUEST), machine.id("held"))
     before = await machine.snapshot()
@@ -265,7 +267,7 @@ async def test_t09_a_frontend_that_writes_nonsense_is_gone(echo: Half) -> None:
         assert await ask(ring, b"back") == [b"back"]
 
 
-async def test_t09_a_device_that_vanishes_while_it_is_looked_at_is_no_error(
+async def test_t09_a_device_that_vanishes_while_it_is_read_is_no_error(
     machine: Machine, logged: list[dict[str, Any]]
 ) -> None:
     """T9: directories that come and go faster than a daemon observes them cause no error line and leave nothing."""

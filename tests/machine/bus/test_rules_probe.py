@@ -28,7 +28,7 @@ FOREVER_S = 3600.0
 
 @pytest.mark.parametrize("state", ["", "0", "9", "banana"])
 async def test_t15_what_is_no_state_is_no_device(machine: Machine, state: str, logged: list[dict[str, Any]]) -> None:
-    """T15: a directory without a real state is left alone, and not looked at again and again; with 1 it begins."""
+    """T15: a directory without a real state is left alone, and not read again and again; with 1 it begins."""
     await machine.start(GUEST)
     id = machine.id("echo")
     await machine.attach(id)
@@ -54,7 +54,7 @@ async def test_t15_only_initialising_is_new(machine: Machine, state: str) -> Non
 
 
 async def test_t15_init_wait_is_gone_through_again(echo: Half) -> None:
-    """T15: a backend process that finds InitWait left by the one before publishes its keys again and waits on."""
+    """T15: a backend process that finds InitWait left by its predecessor publishes its keys again and keeps waiting."""
     await echo.backend(State.INIT_WAIT)
     await echo.back.stop()
     await echo.machine.store.rm(f"{echo.id.backend_path}/feature-upper")
@@ -66,8 +66,8 @@ async def test_t15_init_wait_is_gone_through_again(echo: Half) -> None:
         assert await ask(ring, b"adopted") == [b"adopted"]
 
 
-async def test_t15_a_connected_pair_is_attached_to_again(echo: Half) -> None:
-    """T15: be 4 with fe 4 is gone on with; what was put into the ring meanwhile is answered, and no state changes."""
+async def test_t15_a_connected_pair_is_adopted(echo: Half) -> None:
+    """T15: be 4 with fe 4 is adopted; requests put into the ring meanwhile are answered, and no state changes."""
     with await echo.connect() as ring:
         assert await ask(ring, b"before", b"and") == [b"before", b"and"]
         await echo.back.stop()
@@ -85,8 +85,8 @@ async def test_t15_a_connected_pair_is_attached_to_again(echo: Half) -> None:
     assert echo.machine.holdings(GUEST).grants_mapped == 0
 
 
-async def test_t15_the_ring_of_a_killed_process_is_not_gone_on_with(echo: Half) -> None:
-    """T15: when the process before was killed, its ring may hold answers in the place of requests: the pair begins
+async def test_t15_the_ring_of_a_killed_process_is_not_adopted(echo: Half) -> None:
+    """T15: if the previous process was killed, its ring may hold answers in the place of requests: the pair begins
     again, and the frontend sees each state of it."""
     with await echo.connect() as ring:
         assert await ask(ring, b"before") == [b"before"]
@@ -117,7 +117,7 @@ async def test_t15_a_close_is_finished(machine: Machine, be: State) -> None:
 
 
 async def test_t15_a_half_made_connection_is_closed(machine: Machine) -> None:
-    """T15: be 4 with a frontend that is not at 4 is no ring to go on with: it is closed, and made anew."""
+    """T15: be 4 with a frontend that is not at 4 is no ring to adopt: it is closed, and made anew."""
     peer = Peer(await machine.start(GUEST), machine.id("echo"))
     await machine.attach(peer.id)
     await machine.write(peer.otherend_path, state="4")

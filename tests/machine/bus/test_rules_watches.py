@@ -1,4 +1,4 @@
-"""Rules T1 to T5, T12 and T14: what a watch's event says and what it does not, on a machine with both ends."""
+"""Rules T1 to T5, T12 and T14: the meaning of a watch's events, on a machine with both ends."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ async def test_t02_jumps_of_the_other_end_s_state_are_normal(echo: Half) -> None
     await echo.backend(State.INIT_WAIT)
 
 
-async def test_t02_states_that_were_never_seen_are_not_missed(echo: Half) -> None:
-    """T2: a frontend that writes its whole life in one go is met at the state that the backend observes."""
+async def test_t02_states_that_were_never_seen_are_not_needed(echo: Half) -> None:
+    """T2: a frontend that writes its whole life in one go is met in the state that the backend reads."""
     await echo.backend(State.INIT_WAIT)
     path = f"{echo.peer.path}/state"
     await asyncio.gather(*(echo.guest.store.write(path, b"%d" % state) for state in (3, 4, 5, 6)))
@@ -73,7 +73,7 @@ async def test_t02_states_that_were_never_seen_are_not_missed(echo: Half) -> Non
 
 
 async def test_t02_an_event_is_a_reason_to_read_not_the_news(echo: Half) -> None:
-    """T2: an event that says nothing new costs an observation and changes nothing."""
+    """T2: an event without news costs one read and changes nothing."""
     with await echo.connect() as ring:
         before = echo.backend_states()
         for _ in range(20):
@@ -127,7 +127,7 @@ async def test_t04_only_absolute_paths_are_used(machine: Machine, monkeypatch: p
 
 
 async def test_t05_an_ancestor_s_removal_is_the_device_s(echo: Half) -> None:
-    """T5: the event of a removed ancestor has the watch's own path; only an observation shows the devices' end."""
+    """T5: the event of a removed ancestor has the watch's own path; only reading shows that the devices are gone."""
     ring = await echo.connect()
     await echo.back.settle()
     root = backend_root(DOM0, echo.id.device_class)
@@ -172,7 +172,7 @@ async def test_t05_the_other_end_s_old_path_is_not_listened_to(echo: Half) -> No
 
 
 async def test_t12_a_storm_of_watch_events_is_one_dirty_flag(machine: Machine) -> None:
-    """T12: a guest that floods its own directory makes the backend observe now and then; nothing queues up, and the
+    """T12: a guest that floods its own directory makes the backend read now and then; nothing queues up, and the
     device of another domain works meanwhile."""
     one = await half(machine)
     honest = await machine.start(Domid(6), EchoFrontend)
@@ -246,7 +246,7 @@ async def test_t14_a_death_that_leaves_the_directory_is_noticed(echo: Half) -> N
         assert echo.machine.holdings(GUEST).grants_mapped == 0
 
 
-async def test_t14_a_guest_is_not_told_and_sees_its_backend_go(machine: Machine) -> None:
+async def test_t14_a_guest_gets_no_release_event_but_sees_its_backend_go(machine: Machine) -> None:
     """T14: `@releaseDomain` does not reach a guest; the loss of the other end's directory is the sign it goes by."""
     await machine.start(Domid(7), EchoBackend)
     guest = await machine.start(GUEST, EchoFrontend)

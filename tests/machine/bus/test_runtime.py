@@ -1,4 +1,4 @@
-"""Several runtimes in one domain: each serves its own devices, and spoils nothing of the others'."""
+"""Several runtimes in one domain: each serves its own devices, and leaves the others' alone."""
 
 from __future__ import annotations
 

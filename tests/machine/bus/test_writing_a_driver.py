@@ -1,4 +1,4 @@
-"""docs/writing-a-driver.md, done as it says: its files are written, its commands run, and they print what it shows."""
+"""docs/writing-a-driver.md, followed step by step: its files are written, its commands run and print what it shows."""
 
 from __future__ import annotations
 

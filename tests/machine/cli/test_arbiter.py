@@ -1,4 +1,4 @@
-"""A daemon in arbiter mode, with a hand in the place of the kernel: whose devices it serves, and what it leaves."""
+"""A daemon in arbiter mode, with a stand-in for the kernel: the devices that it serves, and the state it leaves."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def bus(tmp_path: Path) -> KernelByHand:
 
 @pytest.fixture
 async def config(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Config:
-    """Arbiter mode on what it takes for a real host; domain 5 is there."""
+    """The configuration of arbiter mode on a host that passes for a real one; domain 5 exists."""
     await machine.start(Domid(5))
     monkeypatch.setattr("xenbusd.host.real.store_endpoint", lambda: unix_endpoint(machine.socket + ".store"))
     return Config(DaemonConfig(run_dir=str(machine.folder / "run"), classes=("echo", "vbd"), arbiter=True))
@@ -67,14 +67,16 @@ async def attach(machine: Machine, bus: KernelByHand, devid: int, script: str) -
 
 
 async def bound(machine: Machine, bus: KernelByHand, bus_id: str) -> None:
-    """Wait until the kernel has a device. Its hand sends no events, so the next inspection of everything finds it."""
+    """Wait until the kernel has a device. The stand-in sends no events, so the next check of the whole bus has to find
+    the device.
+    """
     async with asyncio.timeout(DEADLINE_S):
         while bus.driver(bus_id) is None:
             await machine.store.read("domid")
 
 
 async def state(machine: Machine, id: DeviceId) -> bytes:
-    """What a backend's directory says."""
+    """The state in a backend's directory."""
     return await machine.store.read(f"{id.backend_path}/state")
 
 
@@ -173,7 +175,7 @@ async def test_release_with_a_silent_store(
 
 
 async def test_second_daemon_changes_nothing(machine: Machine, config: Config, bus: KernelByHand) -> None:
-    """One that may not start, because another one has the run directory, leaves the kernel as it is."""
+    """A daemon that may not start, because another one has the run directory, leaves the kernel as it is."""
     async with serving(machine, config, bus):
         before = list(bus.autoprobes)
         with closing(SimHost(machine.socket, DOM0)) as host, pytest.raises(UsageError, match="in use"):

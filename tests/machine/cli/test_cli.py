@@ -38,7 +38,7 @@ def xenbusd(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def leftovers(host: ProcessMachine) -> list[str]:
-    """What there is of devices in the store."""
+    """The devices' nodes in the store."""
 
     async def find() -> list[str]:
         async with StoreClient(unix_endpoint(host.store)) as store:

@@ -60,7 +60,7 @@ async def listen(events: AsyncIterator[Event], story: list[Event]) -> None:
 
 
 async def test_a_device_is_followed_from_before_it_is_there(host: ProcessMachine, daemon: ControlClient) -> None:
-    """Each step of both ends arrives as it is made: the same, to the letter, as the timeline tells afterwards."""
+    """Each step of both ends arrives as it is made: exactly as the timeline shows it afterwards."""
     events = await daemon.follow("echo/1/3")
     await ctl(host, "attach", "echo", "--domain", "1", "--devid", "3")
     story = await until(events, "Connected")

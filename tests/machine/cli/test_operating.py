@@ -1,4 +1,4 @@
-"""docs/operating.md: its commands are ones that there are, its files and formats are the real ones."""
+"""docs/operating.md: its commands exist, and its files and formats are the real ones."""
 
 from __future__ import annotations
 

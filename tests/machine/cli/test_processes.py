@@ -1,4 +1,4 @@
-"""Daemons as real processes: what happens when they are told to end, and when they are killed in the middle of I/O."""
+"""Daemons as real processes: stopped in order, and killed in the middle of I/O."""
 
 from __future__ import annotations
 
@@ -103,9 +103,7 @@ def test_a_guest_killed_in_the_middle_of_io_disturbs_nobody(
 
 @needs_nbd
 @pytest.mark.usefixtures("guest")
-def test_a_backend_that_is_restarted_goes_on_with_its_rings(
-    host: ProcessMachine, dom0: subprocess.Popen[bytes]
-) -> None:
+def test_a_backend_that_is_restarted_adopts_its_rings(host: ProcessMachine, dom0: subprocess.Popen[bytes]) -> None:
     """SIGTERM leaves states at 4; the next daemon adopts them, and a guest's client sees no error (T15)."""
     disk = image(host, "disk.img", 64)
     device = attach(host, 1, disk)
@@ -127,7 +125,7 @@ def test_a_backend_that_is_restarted_goes_on_with_its_rings(
 @needs_nbd
 @pytest.mark.usefixtures("guest")
 def test_a_backend_that_is_killed_loses_no_request(host: ProcessMachine, dom0: subprocess.Popen[bytes]) -> None:
-    """SIGKILL in the middle of a copy: the next daemon goes on with the ring, and the copy is whole."""
+    """SIGKILL in the middle of a copy: the next daemon adopts the ring, and the copy is whole."""
     disk = image(host, "disk.img", 64)
     device = attach(host, 1, disk)
     copier = subprocess.Popen(["nbdcopy", host.disk_uri(1), "-"], stdout=subprocess.PIPE)
@@ -152,7 +150,8 @@ def test_a_backend_that_is_killed_loses_no_request(host: ProcessMachine, dom0: s
 @pytest.mark.parametrize("killed", [False, True], ids=["stopped", "killed"])
 def test_a_pause_outlives_the_daemon(host: ProcessMachine, dom0: subprocess.Popen[bytes], killed: bool) -> None:
     """A disk is paused, and the daemon ends: the next one holds its requests as well, does not touch the image, and
-    goes on when it is told to; the client in the guest sees no error."""
+    serves them once the disk is resumed; the client in the guest sees no error.
+    """
     disk = image(host, "disk.img", 8)
     device = attach(host, 1, disk)
     assert host.ctl("pause", device).stdout == f"{device} is paused\n"
@@ -226,7 +225,7 @@ def test_a_ring_that_cannot_be_trusted_is_closed(host: ProcessMachine, dom0: sub
 
 
 @pytest.mark.usefixtures("dom0")
-def test_an_agent_that_is_told_to_end_closes_its_devices(host: ProcessMachine, guest: subprocess.Popen[bytes]) -> None:
+def test_an_agent_that_is_stopped_closes_its_devices(host: ProcessMachine, guest: subprocess.Popen[bytes]) -> None:
     """SIGTERM of an agent: each of its devices goes through Closing to Closed, and the exit status is 0."""
     done = host.ctl("attach", "echo", "--domain", "1", "--devid", "0")
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""What is installed as services, judged by systemd itself; and the wheel, from which most people will install it."""
+"""The installed services, checked by systemd itself; and the wheel, from which most people will install it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests of the hosts get: a running simulated host, and two processes' ways to one machine of either kind."""
+"""Fixtures for tests of the hosts: a running simulated host, and two host interfaces on one machine of either kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Both hosts, event channels and the store: what a driver may rely on, whichever it runs on.
+"""Event channels and the store on both kinds of host: what a driver may rely on.
 
 The real host is tested in one domain, that grants to itself, as Xen allows.
 """
@@ -36,7 +36,7 @@ def channel(two: Two) -> Channel:
 
 
 def test_new_binding_is_pending(two: Two) -> None:
-    """Who binds finds its port pending, once, since a notification may have come before (T60)."""
+    """A new binding finds its port pending, once, since a notification may have come before (T60)."""
     front = two.front.events.alloc_unbound(two.back_domid)
     back = two.back.events.bind_interdomain(two.front_domid, front)
     assert readable(two.back.events.fd)

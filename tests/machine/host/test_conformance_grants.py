@@ -1,4 +1,4 @@
-"""Both hosts, grants: what a driver may rely on, whichever it runs on.
+"""Grants on both kinds of host: what a driver may rely on.
 
 The real host is tested in one domain, that grants to itself, as Xen allows.
 """
@@ -92,7 +92,7 @@ def test_read_only_map_cannot_be_written(two: Two) -> None:
 
 
 def test_read_only_grant_cannot_be_mapped_writable(two: Two) -> None:
-    """A page granted for reading is refused to who wants to write, and given to who does not."""
+    """A page granted for reading can be mapped read-only, and not writable."""
     share = two.front.grants.share(two.back_domid, 1, writable=False)
     with pytest.raises(GrantError):
         two.back.grants.map(two.front_domid, share.grefs)

@@ -193,7 +193,7 @@ def test_limit_on_grants_is_the_domains_own(path: str) -> None:
     ids=["half a word", "no verb", "unknown verb", "half a triple", "too many", "too long"],
 )
 def test_garbage_costs_its_sender_alone(path: str, garbage: bytes) -> None:
-    """Who sends what is no request is cut off; a neighbour does not notice."""
+    """A process that sends no valid request is cut off; a neighbour does not notice."""
     with closing(SimHost(path, Domid(1))) as good:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as bad:
             bad.connect(path)
@@ -231,7 +231,7 @@ def test_handles_of_another_process_are_out_of_reach(path: str) -> None:
         assert census(path)[Domid(1)][2:5] == (1, 0, 1)
 
 
-def test_who_never_listens_is_cut_off(path: str) -> None:
+def test_a_client_that_never_reads_is_cut_off(path: str) -> None:
     """A process that asks and asks and takes no answer loses its connection, and the broker goes on."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as bad:
         bad.connect(path)

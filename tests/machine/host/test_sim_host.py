@@ -74,7 +74,7 @@ def test_dead_hosts_socket_is_replaced(tmp_path: Path) -> None:
 
 
 def test_taken_store_socket_leaves_nothing_behind(tmp_path: Path) -> None:
-    """When the store's socket cannot be had the broker's goes again, and the message names the path."""
+    """If the store's socket is taken, the broker's is removed again, and the message names the path."""
     (tmp_path / "host.store").write_text("mine")
     with pytest.raises(UsageError, match=r"host\.store"), broker_in_thread(str(tmp_path / "host")):
         pass

@@ -1,4 +1,4 @@
-"""The embedded store before peers that nobody here wrote: Xen's tools, Xen's own test, and pyxs."""
+"""The embedded store with clients of other projects: Xen's tools, Xen's own test, and pyxs."""
 
 from __future__ import annotations
 

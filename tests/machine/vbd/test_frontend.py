@@ -160,7 +160,7 @@ async def test_discards_keep_to_granules(machine: Machine) -> None:
     ],
 )
 async def test_a_disk_that_cannot_be(machine: Machine, keys: dict[str, int], complaint: str) -> None:
-    """What a backend publishes is not believed unchecked: the frontend says which key is wrong, and closes."""
+    """The frontend checks what a backend publishes: it says which key is wrong, and closes."""
     async with frontend_bench(machine) as it:
         it.back = await HandBackend.connect(it.peer, 4 * MIB, **keys)
         assert complaint in await it.error()

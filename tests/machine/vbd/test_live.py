@@ -1,4 +1,4 @@
-"""A disk in use whose size, limits or pause change; and what the next daemon finds of that."""
+"""A disk in use whose size, limits or pause change; and what the next daemon restores of that."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ async def test_an_image_that_grows(machine: Machine, image: Path, monkeypatch: p
 async def test_an_image_that_shrinks(
     machine: Machine, image: Path, monkeypatch: pytest.MonkeyPatch, logged: list[dict[str, Any]]
 ) -> None:
-    """A guest cannot be told of that: its requests behind the new end fail, the others do not, and the log says so."""
+    """No key can tell a guest of that: its requests behind the new end fail, the others do not, and the log says so."""
     monkeypatch.setattr(live, "SIZE_POLL_S", 0.01)
     dom0, peer, disk = await disk_of(machine, image)
     os.truncate(image, SIZE // 2)
@@ -174,8 +174,7 @@ def limited(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 async def test_a_limit_holds_requests_until_it_is_taken_away(
     machine: Machine, image: Path, limited: list[tuple[int, int]]
 ) -> None:
-    """With a byte a second, one page is a debt for an hour; what comes after it is held, and goes on at once when the
-    limit is gone."""
+    """With a byte a second, one page is a debt for an hour; later requests are held, and begin without the limit."""
     dom0, peer, disk = await disk_of(machine, image)
     await toolstack.write_live(machine.store, peer.id, {"bandwidth": "1"})
     backend = dom0.device(peer.id)
@@ -238,7 +237,7 @@ async def test_a_paused_disk_lets_go_of_its_image(machine: Machine, image: Path)
 
 
 async def test_a_larger_image_after_a_pause(machine: Machine, image: Path) -> None:
-    """The guest is told of it as of one that grew."""
+    """The guest learns of it as of an image that grew."""
     _dom0, peer, disk = await disk_of(machine, image)
     await pause(machine, peer, True)
     os.truncate(image, 4 * SIZE)

@@ -1,4 +1,4 @@
-"""What a backend serves, what it refuses to serve, and what it says of it."""
+"""The targets that a backend serves, those that it refuses, and its reasons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The TPM pair is put through what any driver pair must do."""
+"""The TPM pair passes the conformance suite for driver pairs."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ async def test_closed_before_it_was_connected(machine: Machine) -> None:
 
 
 async def test_a_frontend_is_not_left_waiting(machine: Machine) -> None:
-    """If the TPM cannot be had, a command that waits for it fails."""
+    """If the TPM cannot be used, a command that waits for it fails."""
     await serve(machine)
     peer = Peer(await machine.start(GUEST), machine.id("vtpm"))
     await machine.attach(peer.id, {"uuid": "none"})

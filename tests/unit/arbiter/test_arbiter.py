@@ -1,4 +1,4 @@
-"""xenbusd.arbiter.arbiter: which devices are ours, and how the others are handed over to the kernel."""
+"""xenbusd.arbiter.arbiter: decides which devices are ours, and hands the others over to the kernel."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ async def test_every_class_that_is_not_ours_is_handed_over(
     assert await arbiter.settle() == []
 
 
-async def test_what_somebody_has_already_is_left_alone(
+async def test_a_device_that_has_a_backend_is_left_alone(
     arbiter: Arbiter, server: StoreServer, bus: KernelByHand
 ) -> None:
     """Only a device at Initialising has no backend yet: one beyond that, or without a directory, is not probed."""
@@ -94,7 +94,9 @@ async def test_what_somebody_has_already_is_left_alone(
     assert bus.probed == []
 
 
-async def test_whose_it_is_is_the_scripts_name(arbiter: Arbiter, server: StoreServer, bus: KernelByHand) -> None:
+async def test_the_scripts_name_decides_whose_device_it_is(
+    arbiter: Arbiter, server: StoreServer, bus: KernelByHand
+) -> None:
     """T67: the script's name decides, wherever it is; for a class that Linux does not have it does not matter; a class
     that we do not serve is not ours."""
     scripts = {
@@ -165,7 +167,9 @@ async def test_refused_device_harms_no_other(
     assert other in await arbiter.settle()
 
 
-async def test_error_of_the_bus_is_told_and_survived(arbiter: Arbiter, server: StoreServer, bus: KernelByHand) -> None:
+async def test_error_of_the_bus_is_logged_and_survived(
+    arbiter: Arbiter, server: StoreServer, bus: KernelByHand
+) -> None:
     """A write that is not permitted does not end the arbiter."""
     attach(server, bus, "vbd", XVDA, STOCK)
     bus.errno = errno.EACCES
@@ -223,7 +227,7 @@ async def test_no_hint_is_needed(
 
     monkeypatch.setattr(module, "open_uevents", refused)
     with structlog.testing.capture_logs() as lines:
-        bus_id = bus.appear("vbd", 5, XVDA)  # its directory is there only after the first inspection
+        bus_id = bus.appear("vbd", 5, XVDA)  # its directory appears only after the first check
         asyncio.get_running_loop().call_later(0.05, server.write, f"/local/domain/0/backend/vbd/5/{XVDA}/state", "1")
         async with arbiter.arbitrating():
             await running(arbiter, until=lambda: bus.driver(bus_id) == "vbd", hints=False)

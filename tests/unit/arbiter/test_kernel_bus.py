@@ -1,4 +1,4 @@
-"""xenbusd.arbiter.kernel_bus: what is read from the bus's folder in sysfs, what is written there, and modprobe."""
+"""xenbusd.arbiter.kernel_bus: reads and writes of the bus's folder in sysfs, and modprobe."""
 
 from __future__ import annotations
 

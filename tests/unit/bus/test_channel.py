@@ -72,7 +72,7 @@ async def test_several_rings_on_one_port(fixture: Fixture) -> None:
 
 
 async def test_an_error_leaves_the_port_masked(fixture: Fixture) -> None:
-    """T61: whoever has sent nonsense cannot wake us again, through no ring of the port."""
+    """T61: a frontend that has sent nonsense cannot wake us again, through any ring of the port."""
 
     def turn() -> bool:
         if fail:
@@ -112,7 +112,7 @@ async def test_spurious_events_are_throttled(fixture: Fixture) -> None:
 
 
 async def test_a_listener_unmasks_by_itself(fixture: Fixture) -> None:
-    """The port stays masked until whoever listens is done."""
+    """The port stays masked until its listener is done."""
     woken = asyncio.Event()
     fixture.channel.listen(woken.set)
     fixture.ports.deliver(7)

@@ -1,4 +1,4 @@
-"""xenbusd.bus.counters: what a device counts, for each of its queues and as a whole."""
+"""xenbusd.bus.counters: the counters of a device, for each of its queues and as a whole."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_queue_counts_on_over_a_reconnect() -> None:
 
 @pytest.mark.parametrize("name", ["typo", "batch", ""])
 def test_a_name_that_was_not_declared_is_an_error(name: str) -> None:
-    """Nothing grows by a slip of the pen; a histogram is no counter."""
+    """A misspelt name makes no new counter; a histogram is no counter."""
     counters = Counters([BATCH])
     with pytest.raises(KeyError):
         counters[name] += 1

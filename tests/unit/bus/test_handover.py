@@ -63,7 +63,7 @@ def test_a_ring_of_a_driver_that_was_killed_and_promised_nothing(tmp_path: Path)
     [(identity([8, 10], 3), PAGES, "not the journal of this ring"), (RING, 1, "not of this ring's size")],
 )
 def test_another_rings_journal(tmp_path: Path, ring: int, pages: int, sentence: str) -> None:
-    """Other grants, another port, another size: refused, and the file is let go of all the same."""
+    """Other grants, another port, another size: refused, and the file is closed all the same."""
     Handover(path_of(tmp_path)).begin(RING, PAGES, SLOT, InOrder())
     heir = Handover(path_of(tmp_path))
     with pytest.raises(ConnectionEnded, match=sentence) as caught:
@@ -104,7 +104,7 @@ def test_each_ring_of_a_device_has_a_journal_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_journals_bytes_do_not_change(tmp_path: Path) -> None:
-    """An upgrade adopts what the daemon before it has left."""
+    """An upgraded daemon adopts the rings that the previous one has left."""
     Handover(path_of(tmp_path)).begin(0x01020304, 1, SLOT, InOrder())
     raw = Path(path_of(tmp_path)).read_bytes()
     assert len(raw) == 4096
@@ -144,7 +144,7 @@ def test_a_note_outlives_its_writer(tmp_path: Path, taken: bool) -> None:
 
 @pytest.mark.parametrize("left", [b"", b"xbpg", b"\0" * 9, b"much more than a note is"])
 def test_no_note_no_adoption(tmp_path: Path, left: bytes) -> None:
-    """What is no note, or that of another page, says nothing of this one."""
+    """A damaged note, or that of another page, does not let this one be adopted."""
     (tmp_path / "note").write_bytes(left)
     note = PageNote(str(tmp_path / "note"), 7)
     with pytest.raises(ConnectionEnded, match="left no note of this page"):

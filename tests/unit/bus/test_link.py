@@ -86,7 +86,7 @@ class Fixture:
 
 
 async def test_next_request_is_seen_before_sleeping() -> None:
-    """The port is unmasked once, off the way of the next request; we sleep only when no more come."""
+    """The port is unmasked once, while no request waits for us; we sleep only when no more come."""
     fixture = Fixture(BusyPoll())
     assert fixture.request(followed_by=2) == ["drain", "unmask", "poll", "drain", "poll", "drain", "poll", "rest"]
 
@@ -133,7 +133,7 @@ async def test_no_poll_on_a_shared_port() -> None:
         assert fixture.request(followed_by=1) == ["drain", "rest", "unmask"]
 
 
-async def test_the_loop_has_its_turn() -> None:
+async def test_control_returns_to_the_event_loop() -> None:
     """A frontend that always sends another request in time does not keep the daemon from everything else."""
     fixture = Fixture(BusyPoll())
     acts = fixture.request(followed_by=3 * ROUNDS_MAX)

@@ -1,4 +1,4 @@
-"""xenbusd.bus.nodes: what a node's bytes may be, both ways."""
+"""xenbusd.bus.nodes: the bytes of a node as Python values, and back."""
 
 from __future__ import annotations
 

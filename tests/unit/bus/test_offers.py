@@ -1,4 +1,4 @@
-"""Which keys of a frontend's directory offer which rings: reading, and writing what is read."""
+"""The keys of a frontend's directory that offer rings: written by the frontend, read by the backend."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def test_a_ring_of_one_page_in_the_old_spelling() -> None:
 
 
 async def test_a_ring_of_one_page_in_the_new_spelling() -> None:
-    """T28: ring-page-order present, even as 0, means ring-ref0; a ring-ref beside it is not looked at."""
+    """T28: ring-page-order present, even as 0, means ring-ref0; a ring-ref beside it is ignored."""
     otherend, _ = directory(ring_page_order=b"0", ring_ref0=b"9", ring_ref=b"8", event_channel=b"15")
     assert await read_plain(otherend, 4, 1) == [([9], 15)]
 

@@ -1,4 +1,4 @@
-"""xenbusd.bus.paths: where a device pair lives, and which names are none."""
+"""xenbusd.bus.paths: the directories of a device pair, and names that are refused."""
 
 from __future__ import annotations
 

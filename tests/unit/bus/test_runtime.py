@@ -1,4 +1,4 @@
-"""xenbusd.bus.runtime: what a runtime wires together, and how it starts, fails and stops."""
+"""xenbusd.bus.runtime: the parts that a runtime connects, and how it starts, fails and stops."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ async def test_errors_that_come_of_a_closed_store_are_not_raised(events: int) ->
 
 
 async def test_failed_ends_with_the_runtime(events: int) -> None:
-    """Who waits for an error does not wait for ever."""
+    """A task that waits for an error does not wait for ever."""
     it = runtime(FakeStore(), events, Probe)
     it.start()
     waiting = asyncio.create_task(it.failed())

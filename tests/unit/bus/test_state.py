@@ -23,12 +23,12 @@ UNKNOWN, INITIALISING, INIT_WAIT, INITIALISED, CONNECTED, CLOSING, CLOSED, RECON
 
 
 def back(own: State, otherend: State, written: State, *, online: bool = True) -> str | None:
-    """What a backend concludes from an observation."""
+    """A backend's verdict on the states that it observes."""
     return backend_end_reason(Seen(own, otherend, online, None), written)
 
 
 def front(own: State, otherend: State, written: State, *, online: bool = True) -> str | None:
-    """What a frontend concludes from an observation."""
+    """A frontend's verdict on the states that it observes."""
     return frontend_end_reason(Seen(own, otherend, online, None), written)
 
 

@@ -1,4 +1,4 @@
-"""xenbusd.bus.timeline: what each end did and when, and never more than fits."""
+"""xenbusd.bus.timeline: records what each end did and when, in bounded memory."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "long"), [("elevenchars", False), ("twelve-chars", True)])
-def test_a_long_name_is_told_of(tmp_path: Path, name: str, long: bool) -> None:
+def test_a_long_name_gets_a_note(tmp_path: Path, name: str, long: bool) -> None:
     """Linux's sysfs has room for 19 characters: longer names work, with a note."""
     result = new_driver(name, "--into", tmp_path)
     assert result.exit_code == 0

@@ -1,4 +1,4 @@
-"""xenbusd.cli.show: what is known of a device, as lines for people."""
+"""xenbusd.cli.show: a device's record as lines for people."""
 
 from __future__ import annotations
 

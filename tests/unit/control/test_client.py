@@ -1,4 +1,4 @@
-"""xenbusd.control.client: asks, follows, and says plainly when nobody answers."""
+"""xenbusd.control.client: sends requests, follows events, and says plainly when no daemon answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def path(tmp_path: Path) -> str:
 
 @pytest.fixture
 async def provider(path: str) -> AsyncIterator[FakeProvider]:
-    """What a daemon that answers there says."""
+    """The answers of the daemon at that path."""
     provider = FakeProvider()
     server = ControlServer(provider)
     await server.listen(path)

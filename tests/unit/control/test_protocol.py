@@ -1,4 +1,4 @@
-"""xenbusd.control.protocol: each request and reply as a line, and what is no line of it."""
+"""xenbusd.control.protocol: each request and reply as a line, and lines that are refused."""
 
 from __future__ import annotations
 

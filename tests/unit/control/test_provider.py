@@ -1,4 +1,4 @@
-"""xenbusd.control.provider: what a daemon says of its own devices."""
+"""xenbusd.control.provider: a daemon's answers about its own devices."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def daemon(tmp_path: Path) -> FakeDaemon:
 
 @pytest.fixture
 def provider(daemon: FakeDaemon) -> OwnDevices:
-    """What its control socket serves."""
+    """The provider of its control socket."""
     return OwnDevices(daemon, daemon.services, DOM0)
 
 
@@ -44,7 +44,7 @@ async def test_the_status_of_the_daemon(provider: OwnDevices) -> None:
     }
 
 
-async def test_the_status_tells_of_trouble_with_the_store(daemon: FakeDaemon, provider: OwnDevices) -> None:
+async def test_the_status_shows_trouble_with_the_store(daemon: FakeDaemon, provider: OwnDevices) -> None:
     """Once it had to connect again, or got packets that it had not asked for."""
     daemon.services.store.reconnects = 2
     known = (await provider.status()).to_json()

@@ -1,4 +1,4 @@
-"""xenbusd.control.records: dataclasses as JSON and back; what does not fit is refused by name."""
+"""xenbusd.control.records: dataclasses as JSON and back; an invalid field is refused by name."""
 
 from __future__ import annotations
 

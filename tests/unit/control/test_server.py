@@ -1,4 +1,4 @@
-"""xenbusd.control.server: what the control socket answers, to sense and to nonsense, and what it never lets grow."""
+"""xenbusd.control.server: the control socket's answers, to valid requests and others, and its bounds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EVENT = Event("vbd/3/51712", 1.25, "backend", "InitWait")
 
 @dataclass
 class Control:
-    """A control socket, and what stands behind it."""
+    """A control socket, and the provider behind it."""
 
     path: str
     provider: FakeProvider

@@ -1,4 +1,4 @@
-"""The frontend's data pages: how many can be had, and which of them a request gets."""
+"""The frontend's data pages: how many the guest can share, and which of them a request gets."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def shared(left: int, pages: int) -> tuple[PagePool, Sequence[int]]:
     [(1024, [352]), (352, [352]), (351, [352, 176]), (100, [352, 176, 88]), (11, [352, 176, 88, 44, 22, 11])],
 )
 def test_as_many_pages_as_can_be_had(left: int, tried: list[int]) -> None:
-    """T65: all devices of a guest share 1024 pages: half as many, and half of that, are better than none."""
+    """T65: all devices of a guest share 1024 pages: if they do not suffice, half as many are tried, and so on."""
     pool, asked = shared(left, 352)
     assert asked == tried
     assert pool.size == len(pool.free) == len(pool.memory) // PAGE_SIZE == tried[-1]

@@ -151,8 +151,8 @@ def test_refused_unmap_can_be_tried_again(devices: Devices, kind: str) -> None:
 
 
 @both
-def test_close_gives_back_all_but_what_is_looked_at(devices: Devices, memory: mmap.mmap, kind: str) -> None:
-    """Closing unmaps what is left; a range with a slice alive stays mapped, so that the slice stays good."""
+def test_close_gives_back_all_but_ranges_with_a_living_slice(devices: Devices, memory: mmap.mmap, kind: str) -> None:
+    """Closing unmaps what is left; a range with a living slice stays mapped, so that the slice stays valid."""
     grants = RealGrants()
     left, looked_at = mapped(grants, kind), mapped(grants, kind)
     kept = looked_at.view[0:1]

@@ -1,4 +1,4 @@
-"""What is checked in a grant copy beforehand."""
+"""The checks of a grant copy before it is submitted."""
 
 from __future__ import annotations
 

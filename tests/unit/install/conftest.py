@@ -1,4 +1,4 @@
-"""What the tests of `xenbusd install` share: a machine made of a folder, and a store with devices."""
+"""Fixtures for the tests of `xenbusd install`: a machine made of a folder, and a store with devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""xenbusd.install.installer: what is put where, what systemctl is told, and what is removed again."""
+"""xenbusd.install.installer: the files that are installed and removed, and the calls of systemctl."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""xenbusd.install.plan: the modes, and what the shipped files hold."""
+"""xenbusd.install.plan: the modes, and the contents of the shipped files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""xenbusd.install.program: which program the unit runs."""
+"""xenbusd.install.program: the program that the unit runs."""
 
 from __future__ import annotations
 

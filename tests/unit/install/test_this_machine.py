@@ -1,4 +1,4 @@
-"""xenbusd.install.this_machine: what a machine must have, and who may install."""
+"""xenbusd.install.this_machine: the requirements of a machine, and the user who may install."""
 
 from __future__ import annotations
 

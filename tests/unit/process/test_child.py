@@ -1,4 +1,4 @@
-"""xenbusd.process.child: how a program is started, watched and killed, and what is kept of its output."""
+"""xenbusd.process.child: starts, watches and kills a program, and keeps the end of its output."""
 
 from __future__ import annotations
 

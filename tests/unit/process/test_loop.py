@@ -1,4 +1,4 @@
-"""xenbusd.process.loop: which event loop runs, and what a wrong choice says."""
+"""xenbusd.process.loop: the choice of the event loop, and the message for a wrong one."""
 
 from __future__ import annotations
 

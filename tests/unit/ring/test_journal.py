@@ -1,4 +1,4 @@
-"""A backend is killed between any two of its stores, and the next one goes on with the ring."""
+"""A backend is killed between any two of its stores, and the next one adopts the ring."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ IDENTITY = 0x1234
 
 
 class KilledError(Exception):
-    """The process is no more."""
+    """The process was killed."""
 
 
 class Mortal:
-    """Memory that kills whoever makes the store number `at`, counted over all that share a clock."""
+    """Memory that kills the process at its store number `at`, counted over all memory that shares a clock."""
 
     def __init__(self, memory: memoryview, clock: list[int]) -> None:
         self.memory = memory
@@ -87,7 +87,7 @@ class Pair:
 
 
 def mortal(back: BackRing, stores: int) -> list[int]:
-    """Let a backend make so many stores and no more. Return what is left of them."""
+    """Let a backend make at most so many stores. Return how many of them are left."""
     clock = [stores]
     for owner in (back, back._journal):
         for name in ("_view", "_words"):
@@ -108,8 +108,9 @@ def stores_of_a_batch() -> int:
 @pytest.mark.parametrize("start", [0, 29, U32 - 3])
 @pytest.mark.parametrize("stores", range(stores_of_a_batch() + 1))
 def test_every_request_is_answered_once_in_order(start: int, stores: int) -> None:
-    """Killed after any number of stores while it publishes: the next backend answers all that is not answered, once and
-    in order, and what it parses as a request is one."""
+    """Killed after any number of stores while it publishes: the next backend answers every unanswered request once and
+    in order, and parses nothing else as a request.
+    """
     pair = Pair(start)
     back = pair.backend()
     pair.ask(0, 5)
@@ -136,8 +137,8 @@ def test_every_request_is_answered_once_in_order(start: int, stores: int) -> Non
 
 
 @pytest.mark.parametrize("stores", range(stores_of_a_batch() + 1))
-def test_the_heir_may_be_killed_as_well(stores: int) -> None:
-    """Death while the batch of the one before is shown: whoever comes third finishes it."""
+def test_the_next_backend_may_be_killed_as_well(stores: int) -> None:
+    """The second backend dies while it publishes the first one's batch: the third one finishes it."""
     pair = Pair(100)
     back = pair.backend()
     pair.ask(0, 7)
@@ -156,7 +157,7 @@ def test_the_heir_may_be_killed_as_well(stores: int) -> None:
 
 
 def test_a_ring_that_does_not_go_with_its_journal_is_refused() -> None:
-    """The frontend has changed rsp_prod, in the middle of a batch: whatever it wants, it does not get it."""
+    """The frontend has changed rsp_prod, in the middle of a batch: the ring is not adopted."""
     pair = Pair(0)
     back = pair.backend()
     pair.ask(0, 7)

@@ -1,4 +1,4 @@
-"""xenbusd.ring.shared: the two ends of a ring over one buffer, and what each refuses to believe."""
+"""xenbusd.ring.shared: the two ends of a ring over one buffer, and the indices that each refuses."""
 
 from __future__ import annotations
 

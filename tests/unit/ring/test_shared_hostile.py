@@ -1,4 +1,4 @@
-"""Ends of a ring that write what no honest end writes: it is refused, or does no harm."""
+"""Ends of a ring that write what no honest end writes: the other end refuses it, or is not harmed."""
 
 from __future__ import annotations
 

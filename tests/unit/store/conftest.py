@@ -1,4 +1,4 @@
-"""A client before a scripted store, through each kind of transport."""
+"""A client of a scripted store, through each kind of transport."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may be asked about nodes, and listings of any length, before a scripted store."""
+"""The operations on nodes, and listings of any length, with a scripted store."""
 
 from __future__ import annotations
 

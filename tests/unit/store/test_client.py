@@ -1,4 +1,4 @@
-"""A client before a scripted store: requests and watches."""
+"""A client of a scripted store: requests and watches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a store is reached."""
+"""The places where a store is reached."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transactions before a scripted store: done again until they are done."""
+"""Transactions with a scripted store: repeated until they commit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two ways to a store: what each asks of its file descriptor."""
+"""The two transports to a store, and how each uses its file descriptor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from xenbusd.store.transport import DEVICE_PAYLOAD_MAX, DeviceTransport, StreamT
 
 @dataclass
 class Heard:
-    """What a transport called back with."""
+    """Keeps the calls of a transport."""
 
     data: bytearray = field(default_factory=bytearray)
     refusals: list[tuple[bytes, int]] = field(default_factory=list)
@@ -107,7 +107,7 @@ async def test_much_more_than_fits_goes_out_in_order(either: Opened) -> None:
     assert bytes(got) == b"".join(packets)
 
 
-async def test_the_other_ends_close_is_told_once(either: Opened) -> None:
+async def test_the_other_ends_close_is_reported_once(either: Opened) -> None:
     """And what is sent afterwards goes nowhere, without an error."""
     either.theirs.close()
     await either.heard.until(lambda: either.heard.ends)
@@ -117,8 +117,8 @@ async def test_the_other_ends_close_is_told_once(either: Opened) -> None:
     assert either.transport.gone
 
 
-async def test_an_abort_is_told_in_a_later_turn(either: Opened) -> None:
-    """So that whoever aborts is not called from within."""
+async def test_an_abort_is_reported_in_a_later_turn(either: Opened) -> None:
+    """So that the caller of `abort` is not called from within it."""
     either.transport.abort()
     assert either.transport.gone
     assert either.heard.ends == []
@@ -137,7 +137,7 @@ async def test_after_close_nothing_is_called(either: Opened) -> None:
 
 
 async def test_a_close_after_an_abort_is_quiet_too(either: Opened) -> None:
-    """Who closes does not want to hear that it has ended."""
+    """The caller of `close` gets no call about the end."""
     either.transport.abort()
     await either.transport.close()
     await asyncio.sleep(0)

@@ -64,7 +64,7 @@ async def test_the_watched_path_stands_for_all_below_it() -> None:
 
 
 async def test_more_hints_than_the_bound_become_one() -> None:
-    """A thousand and twenty-four are kept, one more says: look at everything."""
+    """A thousand and twenty-four are kept, one more makes it a single hint at everything."""
     watch = make(depth=1)
     for number in range(HINTS_MAX):
         watch.hint(f"/b/{number}")
@@ -128,7 +128,7 @@ async def test_of_two_that_wait_one_gets_the_hints_and_the_other_waits_on() -> N
 
 
 async def test_a_watch_that_has_failed_gives_its_last_hints_then_the_reason() -> None:
-    """Whoever waits is told, whoever is woken too; the first reason stays."""
+    """A waiting task gets the reason, and so does one that is woken; the first reason stays."""
     wakes: list[int] = []
     watch = make(wakes=wakes)
     watch.hint("/b")
@@ -144,7 +144,7 @@ async def test_a_watch_that_has_failed_gives_its_last_hints_then_the_reason() ->
 
 
 async def test_a_watch_given_back_hints_no_more() -> None:
-    """Who still waits learns why; giving it back twice is nothing."""
+    """A task that still waits gets the reason; giving it back twice is as good as once."""
     wakes: list[int] = []
     watch = make(wakes=wakes)
     waiting = asyncio.create_task(watch.wait())

@@ -1,4 +1,4 @@
-"""The conformance check finds what is wrong with a pair: each fault is found in a pair that has it.
+"""The conformance check finds each fault in a pair that has it.
 
 That it passes pairs without fault is shown by tests/machine/bus/test_conformance.py.
 """
@@ -40,7 +40,7 @@ class Echo(PairConformance):
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What never comes is not waited for long."""
+    """Shorten the deadlines: the faulty pairs never reach the awaited state."""
     monkeypatch.setattr(trial, "DEADLINE_S", 0.3)
     monkeypatch.setattr(malice, "SEEDS", range(8))
 

@@ -1,4 +1,4 @@
-"""What is read from a README's table of keys."""
+"""The keys read from a README's table."""
 
 from __future__ import annotations
 

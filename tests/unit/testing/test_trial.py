@@ -1,4 +1,4 @@
-"""xenbusd.testing.trial: what is left after a device, and what is gone that was there before, both to the last one."""
+"""xenbusd.testing.trial: counts every descriptor and task that a device leaves behind, or that has gone with it."""
 
 from __future__ import annotations
 

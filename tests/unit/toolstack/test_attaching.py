@@ -1,4 +1,4 @@
-"""xenbusd.toolstack.attaching: what attach writes, and what it refuses."""
+"""xenbusd.toolstack.attaching: the nodes that attach writes, and its refusals."""
 
 from __future__ import annotations
 

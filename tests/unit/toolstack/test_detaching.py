@@ -1,4 +1,4 @@
-"""xenbusd.toolstack.detaching: what detach asks for, waits for and removes."""
+"""xenbusd.toolstack.detaching: the nodes that detach writes, waits for and removes."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def test_detach_asks_first_and_waits(store: StoreClient) -> None:
         await store.read(BACK)
 
 
-async def test_detach_of_a_disk_in_use_tells_so_and_leaves_it(store: StoreClient) -> None:
+async def test_detach_of_a_disk_in_use_says_so_and_leaves_it(store: StoreClient) -> None:
     """T52: without force the pair stays, asked to close."""
     await toolstack.attach(store, ID, {}, {})
     await set_states(store, State.CONNECTED, State.CONNECTED)

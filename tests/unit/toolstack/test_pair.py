@@ -1,4 +1,4 @@
-"""xenbusd.toolstack.pair: what can be observed of a pair, and which pairs there are."""
+"""xenbusd.toolstack.pair: observes a pair, and lists all pairs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""xenbusd.toolstack.waiting: until both ends are Connected, or one gives up."""
+"""xenbusd.toolstack.waiting: waits until both ends are Connected, or one gives up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""xenbusd.toolstack.why: which end waits for what, in one sentence."""
+"""xenbusd.toolstack.why: the sentence that says which end waits for what."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_who_has_not_done_what(seen: PairState, sentence: str) -> None:
     assert toolstack.stuck(seen, ID) == sentence
 
 
-def test_a_script_that_failed_is_told_before_what_came_of_it() -> None:
+def test_a_failed_script_is_reported_before_its_consequences() -> None:
     """The first cause, not the backend's report of it."""
     seen = replace(WELL, backend_error="5 hotplug failed", hotplug_error="the reason")
     assert toolstack.stuck(seen, ID) == "the hotplug script reports: the reason"

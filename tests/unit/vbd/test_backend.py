@@ -1,4 +1,4 @@
-"""xenbusd_vbd.backend: what the driver says of a disk, as far as its nodes tell."""
+"""xenbusd_vbd.backend: the driver's findings about a disk, from its nodes alone."""
 
 from __future__ import annotations
 

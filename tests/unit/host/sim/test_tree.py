@@ -1,4 +1,4 @@
-"""What stands in the store for a domain."""
+"""The nodes in the store that belong to a domain."""
 
 from __future__ import annotations
 

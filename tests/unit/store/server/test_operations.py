@@ -1,4 +1,4 @@
-"""The operations as bytes: what is answered, what is refused, and with which error."""
+"""The operations as bytes: the answers, the refusals, and their errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Permission lists: what they allow, how they are read and shown."""
+"""Permission lists: the rights that they give, how they are parsed and printed."""
 
 from __future__ import annotations
 

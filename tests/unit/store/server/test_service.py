@@ -1,4 +1,4 @@
-"""The embedded store on its sockets: connections, packets, slow and hostile peers, and the host's own hand."""
+"""The embedded store on its sockets: connections, packets, slow and hostile peers, and the host's own calls."""
 
 from __future__ import annotations
 
@@ -304,7 +304,7 @@ async def test_the_host_s_own_hand(server: StoreServer, dom0: Peer) -> None:
     assert not server.exists("name")
 
 
-async def test_the_host_s_own_mistakes_are_told(server: StoreServer) -> None:
+async def test_the_host_s_own_mistakes_are_refused(server: StoreServer) -> None:
     """Before anything is changed, in words."""
     with pytest.raises(InvalidPath, match="no XenStore path"):
         server.write("/a b", "")

@@ -1,4 +1,4 @@
-"""Transactions: what they see, what conflicts, and what does not."""
+"""Transactions: their view of the tree, and which of them conflict."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ def test_what_was_read_and_has_changed_conflicts(
     one.commit(again)
 
 
-def test_that_there_was_nothing_is_read_too(one: Asker, other: Asker) -> None:
-    """A transaction that was told ENOENT conflicts with whoever makes the node."""
+def test_a_missing_node_counts_as_read(one: Asker, other: Asker) -> None:
+    """A transaction that got ENOENT conflicts with one that makes the node."""
     tx = one.start()
     assert one.refused(Op.READ, "/dir/absent", tx=tx) == "ENOENT"
     other.ask(Op.WRITE, "/dir/absent", "")
@@ -146,7 +146,7 @@ def test_many_devices_are_made_at_once_in_one_directory(one: Asker, other: Asker
         assert one.ask(Op.READ, f"/backend/vbd/3/{devid}/state") == "1"
 
 
-def test_whoever_lists_the_directory_sees_the_others(one: Asker, other: Asker) -> None:
+def test_a_transaction_that_lists_the_directory_conflicts(one: Asker, other: Asker) -> None:
     """The one that has listed conflicts; the one that has not does not."""
     first, second = one.start(), other.start()
     one.names("/dir", tx=first)

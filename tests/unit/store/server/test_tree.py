@@ -56,7 +56,7 @@ def test_removing_takes_everything_below() -> None:
 
 
 def test_below_yields_parents_before_children_in_order() -> None:
-    """The order in which removed nodes are told of."""
+    """The order in which events of removed nodes are sent."""
     tree = tree_of(b"/a", b"/a/x", b"/a/y", b"/a/x/1")
     assert [path for path, _ in tree.below(b"/a")] == [b"/a", b"/a/x", b"/a/x/1", b"/a/y"]
 

@@ -1,4 +1,4 @@
-"""Watches: which changes they hear of, under which name, and who may hear them."""
+"""Watches: the changes that fire them, the paths that they report, and the domains that may get them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_root_hears_of_everything(dom0: Asker) -> None:
     assert dom0.events() == [("/a/b", "t")]
 
 
-def test_every_edit_is_told_of(dom0: Asker) -> None:
+def test_every_edit_fires(dom0: Asker) -> None:
     """Writes of the same value too; but not a MKDIR of what is there, nor an RM of what is not."""
     watching(dom0, "/")
     for op, words in (
@@ -73,7 +73,7 @@ def test_every_edit_is_told_of(dom0: Asker) -> None:
     assert dom0.events() == []
 
 
-def test_a_removal_is_told_above_once_and_below_by_each_node_s_own_path(dom0: Asker) -> None:
+def test_a_removal_fires_above_once_and_below_by_each_node_s_own_path(dom0: Asker) -> None:
     """T5: a watch below a removed node hears of its own node."""
     for path in ("/a/b/c", "/a/b/d/e", "/a/x"):
         dom0.ask(Op.WRITE, path, "")
@@ -114,7 +114,7 @@ def test_t4_relative_in_relative_out(dom0: Asker, guest: Asker) -> None:
     assert guest.refused(Op.WATCH, "/local/domain/3/device", "t") == "EEXIST"
 
 
-def test_unwatch_ends_it_and_drops_what_it_has_not_told(dom0: Asker) -> None:
+def test_unwatch_ends_it_and_drops_its_pending_events(dom0: Asker) -> None:
     """Nothing comes with the token afterwards; an unknown one is ENOENT."""
     dom0.ask(Op.WATCH, "/a", "t")
     dom0.ask(Op.WATCH, "/a", "u")
@@ -151,7 +151,7 @@ def test_a_domain_hears_only_of_what_it_may_read(dom0: Asker, guest: Asker) -> N
     assert guest.events() == [("/open/hidden", "all")]
 
 
-def test_who_loses_the_right_to_read_hears_of_it(dom0: Asker, guest: Asker) -> None:
+def test_a_domain_that_loses_the_right_to_read_gets_the_event(dom0: Asker, guest: Asker) -> None:
     """The permissions before the change count as well."""
     dom0.ask(Op.WRITE, "/open", "")
     dom0.ask(Op.SET_PERMS, "/open", "n0", "r3")
@@ -162,7 +162,7 @@ def test_who_loses_the_right_to_read_hears_of_it(dom0: Asker, guest: Asker) -> N
     assert guest.events() == []
 
 
-def test_a_removed_node_is_told_to_who_could_read_it(dom0: Asker, guest: Asker) -> None:
+def test_a_removal_fires_for_those_who_could_read_the_node(dom0: Asker, guest: Asker) -> None:
     """Directly, and at a commit."""
     for _ in range(2):
         dom0.ask(Op.WRITE, "/open/below", "")

@@ -1,4 +1,4 @@
-"""xenbusd.testing.checks.cases: what is a case, what it is called, and what becomes of one that fails."""
+"""xenbusd.testing.checks.cases: which checks are cases, their names, and the report of one that fails."""
 
 from __future__ import annotations
 

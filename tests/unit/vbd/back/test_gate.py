@@ -1,4 +1,4 @@
-"""What a block server holds back: behind a barrier, for want of pages, within the limits, and in a pause."""
+"""The requests that a block server holds: behind a barrier, for lack of pages, for the limits, and in a pause."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_barrier_waits_for_what_is_under_way() -> None:
 
 
 def test_what_comes_while_a_barrier_waits_waits_behind_it() -> None:
-    """Later runs join the line, and each begins in its turn."""
+    """Later runs are queued, and each begins in its turn."""
     bench = Bench()
     bench.ask(WRITE)
     bench.ask(WRITE_BARRIER)
@@ -45,7 +45,7 @@ def test_what_comes_while_a_barrier_waits_waits_behind_it() -> None:
 
 
 def test_what_comes_while_a_barrier_is_under_way_waits() -> None:
-    """Though nothing is in line, nothing begins before the barrier is done."""
+    """Though nothing is queued, nothing begins before the barrier is done."""
     bench = Bench()
     bench.ask(WRITE_BARRIER)
     bench.ask(READ)

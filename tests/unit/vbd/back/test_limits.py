@@ -79,7 +79,7 @@ def test_taking_a_limit_away() -> None:
 
 
 @given(st.integers(1, 10**6), st.integers(1, 10**9), st.lists(st.integers(0, 1 << 21), max_size=50))
-def test_waiting_as_told_is_enough(iops: int, bandwidth: int, sizes: list[int]) -> None:
+def test_waiting_for_the_delay_is_enough(iops: int, bandwidth: int, sizes: list[int]) -> None:
     """A request that waits for `delay_s` may begin then."""
     limits, now = Limits(), 0.0
     limits.set(iops, bandwidth, now)

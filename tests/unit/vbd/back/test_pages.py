@@ -1,4 +1,4 @@
-"""How requests get at the frontend's pages: mapped and kept, or copied a batch at a time."""
+"""Access to the frontend's pages: mapped and kept, or copied a batch at a time."""
 
 from __future__ import annotations
 
@@ -103,8 +103,9 @@ def test_a_request_without_data(kind: Kind, op: int) -> None:
 
 @BOTH
 def test_descriptors_are_copied_once(kind: Kind) -> None:
-    """As many descriptors as the request claims, from the pages that it names; a request that names a page that cannot
-    be had gets none, and harms no other (T31)."""
+    """As many descriptors as the request claims, from the pages that it names; a request that names a page which cannot
+    be copied gets none, and no other is affected (T31).
+    """
     grants = FakeGrants([1, 2, 3])
     grants.pages[1][:] = bytes(range(256)) * 16
     pages = kind(grants, FRONTEND)

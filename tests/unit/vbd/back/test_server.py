@@ -60,7 +60,7 @@ def test_an_indirect_request_that_cannot_be(slot: bytes, answer: Answer) -> None
     assert bench.pair.answers() == [Answer(0, READ, OKAY), answer, Answer(1, READ, OKAY)]
 
 
-def test_the_first_failure_is_told() -> None:
+def test_the_first_failure_is_reported() -> None:
     """`failed` is called once, for a request that the engine could not carry out; not for one that was refused."""
     bench = Bench()
     bench.ask(9, READ, READ, WRITE)

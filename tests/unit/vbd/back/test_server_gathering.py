@@ -92,7 +92,7 @@ def test_large_requests_are_not_gathered(monkeypatch: pytest.MonkeyPatch) -> Non
     assert bench.miss == 0
 
 
-def test_others_have_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drain_returns_to_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even if the frontend always sends one more in time, `drain` returns after CHUNK requests found by polling."""
     bench = Bench(monkeypatch)
     publish = bench.link.publish

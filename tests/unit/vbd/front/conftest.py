@@ -24,5 +24,5 @@ async def disk(ring: Ring) -> RingDisk:
 
 @pytest.fixture
 def caller() -> Caller:
-    """Who asks."""
+    """The caller of the disk."""
     return Caller()

@@ -215,7 +215,7 @@ async def test_nothing_to_settle(disk: RingDisk) -> None:
 
 
 async def test_not_settled_in_time(ring: Ring, disk: RingDisk, caller: Caller) -> None:
-    """A backend that does not answer is waited for only as long as was said."""
+    """A backend that does not answer is waited for only until the deadline."""
     disk.read(0, 512, caller.read_done())
     await sent(ring)
     assert not await disk.settle(0)

@@ -27,7 +27,7 @@ async def rings() -> list[Ring]:
 
 
 async def test_the_queues_share_the_load(rings: list[Ring], caller: Caller) -> None:
-    """Single requests go round, a burst is spread in chunks, and what does not fit waits for whichever has room."""
+    """Single requests go round, a burst is spread in chunks, and requests that do not fit wait for a ring with room."""
     disk = RingDisk(GEOMETRY)
     attach(rings, disk)
     for number in range(4):
@@ -133,7 +133,7 @@ async def test_what_does_not_fit_waits(ring: Ring, disk: RingDisk, caller: Calle
 
 
 async def test_a_request_made_by_an_answer(ring: Ring, disk: RingDisk, caller: Caller) -> None:
-    """Whoever asks again from within `done` is served: the very slot may be used again."""
+    """A request made from within `done` is served: it may use the slot that has just become free."""
     for _ in range(SLOTS):
         disk.flush(lambda error: disk.read(512, 512, caller.read_done(str(error))))
     ring.succeed(*await sent(ring))

@@ -151,7 +151,7 @@ async def test_any_other_error_of_nowait_is_left_to_the_worker() -> None:
 
 
 async def test_a_flush_comes_after_the_writes_before_it() -> None:
-    """However the jobs were submitted, the worker does them in order, one after the other."""
+    """In whatever batches the jobs were submitted, the worker does them in order, one after the other."""
     bench = Bench(FakeImage())
     bench.submit([job(WRITE, 0, b"a" * 512), job(WRITE, 1, b"b" * 512)])
     bench.submit([job(WRITE, 2, b"c" * 512), job(FLUSH_DISKCACHE), job(WRITE, 3, b"d" * 512)])

@@ -1,4 +1,4 @@
-"""Which NBD commands a request becomes, and in what parts."""
+"""The NBD commands that a request becomes, and their parts."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def job(op: int, sector: int, data: bytes | int = b"") -> Job:
 
 
 class Bench:
-    """An engine, and what has come back from it."""
+    """An engine, and the jobs that it has finished."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

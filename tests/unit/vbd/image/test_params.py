@@ -1,4 +1,4 @@
-"""What `params` names, and how it may be used."""
+"""The image that `params` names, and how it may be used."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_what_a_target_is_taken_apart_into() -> None:
 
 
 def test_every_format_has_a_place() -> None:
-    """No name stands for two things; raw is not among them."""
+    """Each format is listed once, raw is not listed, and `has_file` is true of those that are files."""
     assert len(set(formats())) == len(formats())
     assert "raw" not in formats()
     assert {format for format in formats() if has_file(format)} == {*QEMU, "xz", "gz"}

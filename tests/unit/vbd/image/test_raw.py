@@ -86,9 +86,7 @@ def test_writes_change_what_they_name(image: Image, path: Path) -> None:
 
 
 @pytest.mark.parametrize("at_most", [1, 511, 512, 513, 1000])
-def test_a_transfer_that_stops_short_is_gone_on_with(
-    image: Image, path: Path, monkeypatch: pytest.MonkeyPatch, at_most: int
-) -> None:
+def test_a_short_transfer_is_continued(image: Image, path: Path, monkeypatch: pytest.MonkeyPatch, at_most: int) -> None:
     """The kernel may move fewer bytes than asked, in the middle of a buffer: the rest follows, in its place."""
 
     def short(call: Callable[..., int]) -> Callable[..., int]:
@@ -115,7 +113,7 @@ def test_a_file_that_was_cut_off(image: Image, path: Path) -> None:
 
 
 def test_a_cut_off_file_is_no_cached_read(image: Image, path: Path) -> None:
-    """With `nowait` a read that comes out short is left to the one that may wait, and say what is wrong."""
+    """With `nowait` a short read is left to a read that may wait and that reports the reason."""
     os.truncate(path, 4096)
     assert read(image, 4096, 512, nowait=True) is None
 
@@ -187,7 +185,7 @@ def test_a_discard_of_nothing(image: Image, path: Path) -> None:
 
 
 def test_asking_for_discards_harms_nothing(image: Image, path: Path) -> None:
-    """Finding out whether holes can be made neither changes nor lengthens the file."""
+    """The check whether holes can be made neither changes nor lengthens the file."""
     del image
     assert path.read_bytes() == CONTENTS[:SIZE]
 
@@ -218,7 +216,7 @@ def test_read_only(path: Path) -> None:
 
 @pytest.mark.parametrize(("first", "second"), [(True, True), (True, False), (False, True)])
 def test_a_second_user_is_kept_out(path: Path, first: bool, second: bool) -> None:
-    """Who writes is alone; the message shows the way out."""
+    """A writer is alone; the message shows the way out."""
     with (
         closing(Image(str(path), writable=first)),
         pytest.raises(ResourceError, match=r"in use by another.*w!") as caught,
@@ -249,7 +247,7 @@ def test_closing_gives_the_lock_back(path: Path) -> None:
 
 
 def test_a_lock_that_was_refused_leaves_nothing_open(image: Image, path: Path) -> None:
-    """Who was kept out holds no descriptor of the file."""
+    """A user that was kept out holds no descriptor of the file."""
     before = os.listdir("/proc/self/fd")
     with pytest.raises(ResourceError):
         Image(str(path), writable=True)
@@ -276,7 +274,7 @@ def test_a_directory(tmp_path: Path, writable: bool, code: int) -> None:
 
 @pytest.mark.parametrize("writable", [True, False])
 def test_a_fifo(tmp_path: Path, writable: bool) -> None:
-    """A FIFO is refused at once, without waiting for who might write to it."""
+    """A FIFO is refused at once, without waiting for a writer."""
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(ResourceError, match="neither a regular file nor a block device"):
         Image(str(tmp_path / "fifo"), writable=writable)

@@ -1,4 +1,4 @@
-"""A server that goes, and the one that comes after it."""
+"""An image server that dies, and the next one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs through an NBD server, which may go at any time."""
+"""Jobs through an NBD server, which may die at any time."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ async def test_a_batch(bench: Bench) -> None:
     await engine.close()
 
 
-async def test_what_is_told_of_the_disk(tmp_path: Path) -> None:
+async def test_what_a_server_says_of_its_disk(tmp_path: Path) -> None:
     """A size that is no multiple of 512 is rounded down; block sizes become hints; a read-only disk trims nothing."""
     path = str(tmp_path / "nbd")
     bench = Bench(tmp_path, MemoryDisk(SIZE))

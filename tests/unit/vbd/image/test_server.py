@@ -1,4 +1,4 @@
-"""The image server's process: its start, the errors that its end becomes, and that it does not outlive the daemon."""
+"""The image server's process: its start, the errors that stand for its end, and that it does not outlive the daemon."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_what_systemd_said_is_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> 
         ("", errno.EIO),
     ],
 )
-def test_what_its_words_mean(target: Target, words: str, code: int) -> None:
+def test_the_errno_of_a_server_s_message(target: Target, words: str, code: int) -> None:
     """The errno for the error node."""
     assert complaint(target, "qemu-nbd", 1, words).errno == code
 

@@ -6,7 +6,7 @@ from xenbusd_vbd.image.unflushed import UnflushedWrites
 
 
 def test_a_flush_covers_what_was_answered_before_it() -> None:
-    """What came between its sending and its answer is kept on."""
+    """Writes answered between the sending of the flush and its answer are kept."""
     kept = UnflushedWrites()
     for text in (b"a", b"bb"):
         kept.keep(bytearray(text))

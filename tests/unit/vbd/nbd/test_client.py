@@ -138,7 +138,7 @@ async def test_answers_come_in_batches() -> None:
         (simple_reply(1) + bytes(100), "closed"),
     ],
 )
-async def test_a_server_that_cannot_be_gone_on_with(stream: bytes, sentence: str) -> None:
+async def test_a_server_that_breaks_the_protocol(stream: bytes, sentence: str) -> None:
     """`lost` is called once, and `unanswered` has the requests without an answer, in order."""
     pair = Pair()
     pair.client.read("r", 0, 512, views(512))

@@ -1,4 +1,4 @@
-"""Requests under way: what they count for, and what answers them."""
+"""Requests under way: how they are counted and answered."""
 
 from __future__ import annotations
 
