@@ -125,8 +125,8 @@ class StoreMachine(RuleBasedStateMachine):
             assert any(
                 token == "/" and (each == path or below({path: ("", "")}, each) or below({each: ("", "")}, path))
                 for each, token in heard
-            ), f"nobody was told of {path}: {heard}"
-            assert path == "/" or any(token == path for _, token in heard), f"its own watch was not told of {path}"
+            ), f"no event for {path}: {heard}"
+            assert path == "/" or any(token == path for _, token in heard), f"its own watch got no event for {path}"
         for each, token in heard:
             assert below({each: ("", "")}, token), "an event of a path that is not below the watch"
         if not touched:

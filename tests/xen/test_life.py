@@ -17,7 +17,7 @@ DISK_BYTES = 32 << 20
 
 @pytest.mark.usefixtures("each_store")
 def test_shutdown_and_reboot(serve: Daemon, tmp_path: Path) -> None:
-    """`xl reboot` gives the guest another number, and it finds on its disk what it wrote in its first life; `xl
+    """`xl reboot` gives the guest another domid, and it finds on its disk what it wrote in its first life; `xl
     shutdown` has it power off in order, blkfront closing first."""
     files = serve.open_files
     image = empty_image(tmp_path / "disk.img", DISK_BYTES)

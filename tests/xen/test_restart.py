@@ -1,4 +1,4 @@
-"""The daemon ends, or is not there, while guests live and while they go."""
+"""The daemon is stopped, killed or absent while guests run and while they are destroyed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`make xen-shell`, driven as a person would, through a pipe."""
+"""`make xen-shell`, used as a person would use it, through a pipe."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Terminal:
         return self._process.wait(60)
 
     def close(self) -> None:
-        """Be rid of it."""
+        """End the program."""
         self._process.kill()
         self._process.communicate()
 

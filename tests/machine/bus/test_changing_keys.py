@@ -37,7 +37,7 @@ def handle(device: Device) -> BackendDevice:
 
 async def test_t34_a_key_is_republished(machine: Machine) -> None:
     """T34: the new value and the state's old one come together, the frontend sees each change without a step of state,
-    and goes on with its ring."""
+    and keeps its ring."""
     async with pair(machine, queues=2) as (back, guest, id):
         dev = handle(back.device(id))
         for size in (5, 6, 6):

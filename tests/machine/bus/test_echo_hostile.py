@@ -154,7 +154,7 @@ async def test_a_hostile_frontend_closes_its_own_device(
 
 
 async def test_a_frontend_that_toggles_its_state(machine: Machine, logged: list[dict[str, Any]]) -> None:
-    """Two hundred states in random order, some of them invalid, disturb nobody."""
+    """Two hundred states in no sensible order, some of them invalid, disturb nobody."""
     async with beside_an_honest_pair(machine, logged) as echo:
         with echo.peer.ring(RING) as ring:
             await echo.peer.write(None, ring_ref=ring.grefs[0], event_channel=ring.port)
@@ -295,7 +295,7 @@ async def test_a_hostile_backend_closes_its_own_device(
 
 
 async def test_a_backend_that_toggles_its_state(machine: Machine, logged: list[dict[str, Any]]) -> None:
-    """A frontend survives a backend that writes states at random, and connects to the next one."""
+    """A frontend survives a backend that writes states in no sensible order, and connects to the next one."""
     guest, peer = await hand_backend(machine)
     for step in range(200):
         await peer.store.write(f"{peer.path}/state", b"%d" % (step * 7 % 11))

@@ -56,7 +56,7 @@ async def test_t50_closing_may_be_skipped(echo: Half) -> None:
 
 
 async def test_t50_a_frontend_that_is_gone_is_closed(echo: Half) -> None:
-    """T50: a frontend whose directory has gone is given back what is its; the backend's directory stays, at 6."""
+    """T50: if a frontend's directory has gone, its pages and ports are given back; the backend stays, at 6."""
     with await echo.connect():
         await echo.machine.store.rm(echo.peer.path)
         await echo.machine.until(echo.id, backend=State.CLOSED, frontend=State.UNKNOWN)
@@ -132,7 +132,7 @@ async def test_t51_a_frontend_process_that_died_is_replaced(machine: Machine, st
 
 
 async def test_t51_our_frontend_comes_back_after_its_backend_closed(machine: Machine) -> None:
-    """T51: seen from our frontend: while `online` is 1, a backend that closes is followed to 6 and begun with again."""
+    """T51: while `online` is 1, our frontend follows a closing backend to 6, and then begins again."""
     back = await machine.start(DOM0, EchoBackend)
     guest = await machine.start(GUEST, EchoFrontend)
     id = machine.id("echo")

@@ -194,7 +194,7 @@ async def test_t58_a_long_error_is_cut(machine: Machine) -> None:
 async def test_t55_a_fault_of_the_frontend_s_is_waited_for_only_so_long(
     echo: Half, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """T55: waiting until fe 6 is for honest frontends: after a fault the backend closes without it in the end."""
+    """T55: the wait for fe 6 is unlimited for honest frontends only: after a fault the backend closes in the end."""
     monkeypatch.setattr(backend_life, "CLOSE_S", 0.01)
     with await echo.connect() as ring:
         ring.words[REQ_PROD] = 4_000_000

@@ -82,7 +82,7 @@ async def test_t21_a_disk_without_a_script_connects_by_its_params(machine: Machi
 
 @pytest.mark.parametrize("status", ["", "error", "busy", "connected\n", "Connected", "connecte", "1"])
 async def test_t22_only_connected_opens_the_gate(machine: Machine, status: str) -> None:
-    """T22: `hotplug-status` must be exactly "connected"; libxl makes it empty, so that it exists says nothing."""
+    """T22: `hotplug-status` must be exactly "connected"; libxl makes it empty, so its existence means nothing."""
     back = await machine.start(DOM0, Vif)
     peer = Peer(await machine.start(GUEST), machine.id("vif"))
     await mark_as_libxl_s(machine, peer.id)
@@ -149,7 +149,7 @@ async def test_t24_the_interface_exists_before_init_wait(machine: Machine, tmp_p
 
 
 class Script:
-    """A hotplug script of the test's: it writes down how it was called, and waits until the test lets it go on.
+    """A hotplug script of the test's: it records its calls, and waits until the test releases it.
 
     The test plays the part of its xenstore-write, so that Xen's tools are not needed here.
     """

@@ -57,7 +57,7 @@ async def test_t27_a_disk_s_properties_stand_at_connected(machine: Machine, tmp_
         "feature-barrier": writable,
     }
     assert {key: found.get(key) for key in wanted} == wanted
-    assert found["physical-sector-size"] in (b"512", b"4096")  # the file system's
+    assert found["physical-sector-size"] in (b"512", b"4096")  # depends on the file system
     assert ("feature-discard" in found) == ("discard-granularity" in found) == ("discard-alignment" in found)
 
 

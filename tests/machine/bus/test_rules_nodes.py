@@ -251,12 +251,12 @@ async def test_t08_a_state_written_again_is_a_signal(machine: Machine) -> None:
 
 @pytest.mark.parametrize("value", [None, b"", b"0", b"9", b"-1", b"04", b" 4", b"4\n", b"4\0", b"\xff", b"four"])
 def test_t09_a_state_that_does_not_parse_is_unknown(value: bytes | None) -> None:
-    """T9: whatever is no state in decimal counts as one that is not there."""
+    """T9: a value that is no state in decimal counts as an absent one."""
     assert parse_state(value) is State.UNKNOWN
 
 
 async def test_t09_a_frontend_that_writes_nonsense_is_gone(echo: Half) -> None:
-    """T9: a connected frontend whose state stops to be one is closed like one that vanished; it may come back."""
+    """T9: a connected frontend whose state becomes invalid is closed like one that vanished; it may come back."""
     ring = await echo.connect()
     await echo.guest.store.write(f"{echo.peer.path}/state", "banana")
     await echo.backend(State.CLOSED)

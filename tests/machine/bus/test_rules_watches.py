@@ -25,7 +25,7 @@ from xenbusd_echo.protocol import RING
 
 
 async def test_t01_a_watch_s_first_event_means_scan_now(machine: Machine) -> None:
-    """T1: a watch fires once as it is registered, with its own path, whether anything stands there or not."""
+    """T1: a watch fires once when it is registered, with its own path, whether the node exists or not."""
     path = backend_root(DOM0, machine.id("echo").device_class)
     watch = await machine.store.watch(path)
     assert await watch.wait() == {path}
@@ -156,7 +156,7 @@ async def test_t05_events_from_below_are_no_devices(echo: Half) -> None:
 
 
 async def test_t05_the_other_end_s_old_path_is_not_listened_to(echo: Half) -> None:
-    """T5: once a device has gone, its other end's directory means nothing any more, whatever happens there."""
+    """T5: once a device has gone, changes of its other end's directory are ignored."""
     ring = await echo.connect()
     await echo.machine.store.rm(echo.id.backend_path)
     await echo.back.settle()
@@ -236,7 +236,7 @@ async def test_t14_another_domain_s_end_is_not_ours(machine: Machine) -> None:
 
 
 async def test_t14_a_death_that_leaves_the_directory_is_noticed(echo: Half) -> None:
-    """T14: when the event comes, each domain is asked after: one that the store has forgotten is dead, though its
+    """T14: at the event, the store is asked about each domain: one that it has forgotten is dead, though its
     directory still says Connected."""
     with await echo.connect():
         for node in await echo.machine.nodes(echo.id.frontend_path):
@@ -247,7 +247,7 @@ async def test_t14_a_death_that_leaves_the_directory_is_noticed(echo: Half) -> N
 
 
 async def test_t14_a_guest_gets_no_release_event_but_sees_its_backend_go(machine: Machine) -> None:
-    """T14: `@releaseDomain` does not reach a guest; the loss of the other end's directory is the sign it goes by."""
+    """T14: `@releaseDomain` does not reach a guest; the guest goes by the loss of the other end's directory."""
     await machine.start(Domid(7), EchoBackend)
     guest = await machine.start(GUEST, EchoFrontend)
     released = await guest.store.watch("@releaseDomain")

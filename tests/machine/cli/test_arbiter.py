@@ -101,7 +101,7 @@ async def test_each_has_its_own(
 
 
 async def test_kernels_own_are_left_to_it(machine: Machine, config: Config, bus: KernelByHand) -> None:
-    """A disk of ours that the kernel bound while we were not there is not served: two backends would corrupt it."""
+    """A disk of ours that the kernel bound while no daemon ran is not served: two backends would corrupt it."""
     bus.load_driver("vbd")
     taken = await attach(machine, bus, XVDA, OURS)
     bus.bind(taken.log_name)
@@ -113,7 +113,7 @@ async def test_kernels_own_are_left_to_it(machine: Machine, config: Config, bus:
 
 
 async def test_release_after_a_kill(machine: Machine, config: Config, bus: KernelByHand) -> None:
-    """What a killed daemon leaves is undone: the kernel binds by itself and gets what is its own; ours stays ours."""
+    """A killed daemon's changes are undone: the kernel binds by itself and gets its own devices; ours stay ours."""
     bus.switch_autoprobe(False)
     theirs = await attach(machine, bus, XVDA, STOCK)
     ours = await attach(machine, bus, XVDA + 16, OURS)
@@ -159,7 +159,7 @@ async def test_release_without_a_store_or_a_driver(
 async def test_release_with_a_silent_store(
     config: Config, bus: KernelByHand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A store that answers nothing holds nobody up."""
+    """A store that does not answer does not hold up the release."""
     monkeypatch.setattr(module, "RELEASE_S", 0.05)
     path = str(tmp_path / "silent")
     ends: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()

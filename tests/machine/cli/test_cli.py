@@ -90,7 +90,7 @@ def test_a_failed_attach_says_who_waits_for_what_and_takes_it_back(host: Process
 
 
 def test_a_hotplug_script_that_fails_is_quoted(host: ProcessMachine, tmp_path: Path) -> None:
-    """What the script printed is what the administrator reads; nothing stays in the store."""
+    """The error has the script's output; nothing stays in the store."""
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(4096))
     script = tmp_path / "block-broken"

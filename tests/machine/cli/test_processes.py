@@ -75,7 +75,7 @@ def test_a_guest_killed_in_the_middle_of_io_disturbs_nobody(
     host.agent(2)
     first, second = image(host, "first.img", 64), image(host, "second.img", 64)
     victim, survivor = attach(host, 1, first), attach(host, 2, second)
-    # a reader that never gets to its end: its output is a pipe that we do not empty
+    # a reader that never ends: its output is a pipe that we do not empty
     load = subprocess.Popen(["nbdcopy", host.disk_uri(1), "-"], stdout=subprocess.PIPE)
     other = subprocess.Popen(["nbdcopy", host.disk_uri(2), str(host.folder / "copy.img")])
     assert load.stdout is not None

@@ -135,7 +135,7 @@ def test_store_opens_again_and_again(two: Two) -> None:
 
 
 def test_close_gives_ports_back_and_is_idempotent(two: Two, channel: Channel) -> None:
-    """A closed host's ports are closed: the other end is unbound; and what was ours says so instead of crashing."""
+    """A closed host's ports are closed: the other end is unbound, and calls on ours are errors instead of crashes."""
     two.back.close()
     two.back.close()
     two.front.events.notify(channel.front)

@@ -1,4 +1,4 @@
-"""Domains of a simulated host: they come, die, are seen in the store, and cannot reach what is another's."""
+"""Domains of a simulated host: they come, die, are seen in the store, and cannot reach another's resources."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_request_before_hello_is_refused(path: str) -> None:
 
 
 def test_handles_of_another_process_are_out_of_reach(path: str) -> None:
-    """Unmap, unshare and unbind work on what was got through the same connection only."""
+    """Unmap, unshare and unbind work only on handles of the same connection."""
     with closing(SimHost(path, Domid(1))) as owner:
         share = owner.grants.share(Domid(0), 1)
         port = owner.events.alloc_unbound(Domid(0))

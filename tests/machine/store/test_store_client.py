@@ -270,7 +270,7 @@ async def test_a_store_that_is_killed_and_started_again_is_hardly_noticed(store:
 
 
 async def test_a_store_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
-    """A command must not wait for it."""
+    """A command must not wait for a store that is not there."""
     with pytest.raises(StoreLost, match="is xenstored running"):
         await StoreClient(unix_endpoint(str(tmp_path / "nothing"))).open()
 

@@ -1,4 +1,4 @@
-"""The store goes away and comes back under connected devices: nothing is torn down, and what was missed is seen."""
+"""The store goes away and comes back under connected devices: nothing is torn down, and missed changes are noticed."""
 
 from __future__ import annotations
 

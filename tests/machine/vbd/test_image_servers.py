@@ -1,4 +1,4 @@
-"""Engines on the real qemu-nbd and nbdkit, with images made and read by the real qemu-img."""
+"""Engines that use the real qemu-nbd and nbdkit, with images made and read by the real qemu-img."""
 
 from __future__ import annotations
 
@@ -303,7 +303,7 @@ async def test_a_raw_image_with_a_header_is_raw_bytes(opened: Callable[..., Any]
 
 @pytest.mark.parametrize("format", QEMU_NAMES)
 async def test_a_wrong_format_is_not_served(opened: Callable[..., Any], tmp_path: Path, format: str) -> None:
-    """A raw file is none of them, and the sentence names the program, the format and the file."""
+    """A raw file has none of these formats, and the error names the program, the format and the file."""
     raw = tmp_path / "raw"
     raw.write_bytes(b"\1" * SIZE)
     with pytest.raises(ResourceError) as caught:

@@ -1,4 +1,4 @@
-"""NBD clients of other projects, against the export of a disk in memory."""
+"""NBD clients of other projects on the export of a disk in memory."""
 
 from __future__ import annotations
 

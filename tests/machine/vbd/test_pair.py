@@ -1,4 +1,4 @@
-"""The disk pair on a simulated machine: data through both real ends, and what becomes of it when one of them ends."""
+"""The disk pair on a simulated machine: data through both real ends, and its fate when one of them ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests, pages and rings that cannot be: each is refused by itself, and the disk works on."""
+"""Invalid requests, pages and rings: each is refused by itself, and the disk keeps working."""
 
 from __future__ import annotations
 

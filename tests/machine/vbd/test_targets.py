@@ -104,7 +104,7 @@ def test_what_can_be_attached(place: Place, row: targets.Row) -> None:
 
 @pytest.mark.parametrize("row", targets.BAD, ids=str)
 def test_what_nobody_takes(place: Place, row: targets.Row) -> None:
-    """Attaching refuses all that the daemon would refuse, the script all but details of what is not a file here."""
+    """Attaching refuses all that the daemon would refuse; so does the script, except details of non-local images."""
     place.make(row)
     with pytest.raises(UsageError):
         VbdBackend.directories(Devid(51712), {"target": place.fill(row.params), "mode": row.mode})

@@ -260,7 +260,7 @@ async def test_end_hands_over_the_rest_and_keeps_ours(arbiter: Arbiter, server: 
 async def test_end_without_a_store(
     arbiter: Arbiter, server: StoreServer, bus: KernelByHand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the store has gone, nobody knows whose a device is; the kernel binds new devices by itself all the same."""
+    """If the store has gone, nobody knows which devices are ours; the kernel still binds new devices by itself."""
     monkeypatch.setattr(module, "RELEASE_S", 0.05)
     with structlog.testing.capture_logs() as lines:
         async with arbiter.arbitrating():

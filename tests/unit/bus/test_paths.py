@@ -84,7 +84,7 @@ def test_a_number_has_a_limit() -> None:
 
 @pytest.mark.parametrize("below", ["", "/state", "/queue-0/ring-ref"])
 def test_a_backends_path_names_its_device(below: str) -> None:
-    """From the directory and from every node below it."""
+    """The name is parsed from the directory, and from every node below it."""
     root = backend_root(Domid(7), VBD)
     assert parse_backend(root, f"{root}/3/51712{below}", Domid(7), VBD) == SERVED_BY_7
 

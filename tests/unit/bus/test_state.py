@@ -119,7 +119,7 @@ def test_nothing_comes_from_or_goes_to_unknown(side: Side) -> None:
 
 @pytest.mark.parametrize("side", Side)
 def test_every_state_that_can_be_reached_can_be_closed(side: Side) -> None:
-    """Wherever a device stands, Closed is one or two legal steps away."""
+    """From every state, Closed is one or two legal steps away."""
     for state in {state for after in TRANSITIONS[side].values() for state in after} - {CLOSED}:
         assert may_switch(side, state, CLOSED)
 
@@ -245,7 +245,7 @@ def test_a_frontend_ends_with_its_backend(written: State, otherend: State) -> No
 
 @pytest.mark.parametrize("otherend", [INITIALISING, INIT_WAIT, INITIALISED, CONNECTED, CLOSING, CLOSED])
 def test_a_frontend_that_has_offered_nothing_waits(otherend: State) -> None:
-    """T41: a backend that is still closing from the last time comes round to InitWait."""
+    """T41: a backend that is still closing its last connection will reach InitWait."""
     assert front(INITIALISING, otherend, INITIALISING) is None
 
 

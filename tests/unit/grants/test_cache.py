@@ -82,7 +82,7 @@ def test_a_page_that_was_dropped_is_mapped_again() -> None:
 
 
 def test_a_page_in_use_is_not_unmapped() -> None:
-    """A slice that somebody still has is a fault of the caller's, and is reported."""
+    """A slice that still exists is a fault of the caller's, and is reported."""
     grants = FakeGrants([1])
     cache = GrantCache(grants, FRONTEND, 10)
     part = cache.pages((1,))[0][:8]

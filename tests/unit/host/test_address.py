@@ -1,4 +1,4 @@
-"""Where a buffer lies."""
+"""The address of a buffer."""
 
 from __future__ import annotations
 

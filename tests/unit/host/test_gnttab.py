@@ -146,7 +146,7 @@ def test_missing_device_is_an_error_that_names_it(capfd: pytest.CaptureFixture[s
 
 
 class Library:
-    """Plays libxengnttab: notes its calls, answers as told."""
+    """Plays libxengnttab: records its calls, and answers as the test says."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[object, ...]]] = []
@@ -253,7 +253,7 @@ def test_batch_that_cannot_be_submitted_is_an_error(library: Library) -> None:
 
 
 def test_closed_device_is_an_error_and_no_crash(library: Library) -> None:
-    """After close no call reaches the library with a null handle; what gives back is silent."""
+    """After close no call reaches the library with a null handle; calls that give pages back do nothing."""
     mapper, sharer = GrantMapper(), GrantSharer()
     for device in (mapper, sharer):
         device.close()
@@ -271,7 +271,7 @@ def test_closed_device_is_an_error_and_no_crash(library: Library) -> None:
 
 
 def test_refused_unmap_and_share_are_errors(library: Library) -> None:
-    """Every call's failure is told, with the call's name."""
+    """Every call's failure is reported, with the call's name."""
     mapper, sharer = GrantMapper(), GrantSharer()
     library.fails_with = errno.ENOSPC
     with pytest.raises(GrantError, match=r"xengnttab_unmap\(2 pages"):

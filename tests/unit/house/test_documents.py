@@ -24,7 +24,7 @@ def name(path: Path) -> str:
 
 
 def anchors(text: str) -> set[str]:
-    """What links to a document's headings may say, as GitHub makes it of them."""
+    """The anchors that GitHub makes of a document's headings."""
     headings = re.findall(r"^#+ (.+)$", text, re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -54,7 +54,7 @@ def test_readme_and_make_help_say_the_same() -> None:
 
 
 def test_every_document_is_named_in_the_readme() -> None:
-    """Nothing in docs/ has to be found by chance."""
+    """README links to every document in docs/."""
     readme = (ROOT / "README.md").read_text()
     assert [path.name for path in (ROOT / "docs").glob("*.md") if f"docs/{path.name}" not in readme] == []
 
@@ -87,7 +87,7 @@ def test_the_layers_are_those_of_the_import_contract() -> None:
 
 
 def test_no_document_outside_is_cited() -> None:
-    """What code and tests cite stands in the repository."""
+    """Every document that code or tests cite is in the repository."""
     outside = re.compile(r"field survey|reliability reference")
     files = (
         path

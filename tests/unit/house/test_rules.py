@@ -1,4 +1,4 @@
-"""docs/rules.md and docs/decisions.md: each number that is cited has its row, and what is built has its test."""
+"""docs/rules.md and docs/decisions.md: each number that is cited has its row, and each rule that is kept its test."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_each_decision_has_a_date_and_a_reason() -> None:
 
 
 def test_each_decision_is_cited_where_it_governs() -> None:
-    """Whoever reads the code is led to the reason: each decision is cited in code, in a test, or in pyproject.toml."""
+    """A reader of the code finds the reason: each decision is cited in code, in a test, or in pyproject.toml."""
     cited = citations((*CODE, "tests")).keys() | set(NUMBER.findall((ROOT / "pyproject.toml").read_text()))
     assert [number for number in DECISIONS if number not in cited] == []
 

@@ -113,7 +113,7 @@ async def test_signals() -> None:
 
 
 async def test_it_leads_a_process_group_and_a_session() -> None:
-    """Ctrl-C at our terminal is not for it."""
+    """Ctrl-C at our terminal does not reach it."""
     child = Child(["sleep", "1000"])
     assert os.getpgid(child.pid) == os.getsid(child.pid) == child.pid
     await child.kill()

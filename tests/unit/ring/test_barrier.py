@@ -1,4 +1,4 @@
-"""xenbusd.ring.barrier: where the fence comes from; that it fences is shown by tests/machine/bus/test_fence.py."""
+"""xenbusd.ring.barrier: the choice of the fence; tests/machine/bus/test_fence.py shows that it fences."""
 
 from __future__ import annotations
 

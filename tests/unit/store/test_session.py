@@ -226,7 +226,7 @@ def test_answers_without_an_id_go_to_the_oldest_watch_request() -> None:
 
 
 def test_a_packet_that_the_device_refused_is_answered_by_its_errno() -> None:
-    """A kernel says no by the result of write()."""
+    """The kernel refuses a packet by the result of write()."""
     session = Requests()
     session.ask("mine", Op.UNWATCH, "/a", b"/a\0t\0")
     [refused] = session.take()
@@ -347,7 +347,7 @@ def test_only_the_oldest_request_is_suspected() -> None:
 
 
 def test_a_listing_that_was_answered_in_between_is_cleared() -> None:
-    """Two restarts of a store a week apart are no proof."""
+    """Two restarts of a store a week apart do not prove that the listing was the cause."""
     session = Requests()
     session.ask("list", Op.DIRECTORY, "/a", b"/a\0")
     session.take()

@@ -246,7 +246,7 @@ async def test_a_listing_that_closes_the_connection_ends_a_transaction_too(
 
 
 async def test_a_transaction_kept_by_its_body_is_of_no_use_afterwards(connected: Connected) -> None:
-    """That is a bug of ours, and says so."""
+    """Using it is a bug of ours, and the error says so."""
     client, peer = connected
 
     async def body(tx: Transaction) -> Transaction:

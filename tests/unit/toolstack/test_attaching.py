@@ -68,7 +68,7 @@ async def test_attach_refuses_what_is_there_already(store: StoreClient, taken: s
 
 
 async def test_attach_refuses_a_domain_that_is_not_there(store: StoreClient) -> None:
-    """Or its directories would stay for whoever gets that number next."""
+    """Otherwise its directories would stay for the next domain of that number."""
     id = replace(ID, frontend_domid=Domid(4))
     before = await tree(store)
     with pytest.raises(UsageError, match="there is no domain 4: start it first"):

@@ -154,7 +154,7 @@ def test_which_descriptors_are_fetched(segments: int, op: int, offered: int, sta
 
 
 def test_secure_discards() -> None:
-    """They are for disks that have offered them."""
+    """Secure discards are allowed on disks that have offered them."""
     request = discard(0, 8, flag=1)
     assert check(request, CAPACITY, read_only=False, discard=True, secure=True) == OKAY
     assert check(request, CAPACITY, read_only=False, discard=True, secure=False) == EOPNOTSUPP
@@ -162,7 +162,7 @@ def test_secure_discards() -> None:
 
 @pytest.mark.parametrize("op", [READ, WRITE, WRITE_BARRIER, FLUSH_DISKCACHE, 4, DISCARD, 7, 255])
 def test_other_requests_are_answered_with_their_own_op(op: int) -> None:
-    """What an answer carries is the op of its request, known or not (T31), though a discard has a flag."""
+    """An answer carries the op of its request, known or not (T31), though a discard has a flag."""
     assert answered_op(Request(op, 1, 0, 0, (), (), (), flag=1)) == op
 
 

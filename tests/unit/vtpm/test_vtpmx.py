@@ -1,4 +1,4 @@
-"""A TPM of the kernel's, with a socket in the place of the kernel."""
+"""A TPM of the kernel's, where a socket stands in for the kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-# Writes rounds of data to xvda, each on stable storage before it is told of, and reads them all again in the end.
+# Writes rounds of data to xvda, each on stable storage before it is reported, and reads them all again in the end.
 load xen-blkfront
 sums=
 for round in $(seq 0 39); do

@@ -1,5 +1,5 @@
-# Does what dom0 tells it on its console: a line is a number and a command, and is answered, after what the command
-# prints, by "= number status". No module is loaded before it is told so.
+# Carries out commands from dom0 on its console: a line is a number and a command, and is answered, after the output of
+# the command, by "= number status". It loads no module by itself.
 await() { # disk: until it is there, and has a size
     for tenth in $(seq 200); do
         [ -b "/dev/$1" ] && [ "$(cat "/sys/block/$1/size")" != 0 ] && return

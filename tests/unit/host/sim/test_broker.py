@@ -1,4 +1,4 @@
-"""The broker on the loop of its caller; what it does for its clients is in tests/machine/host/test_sim_*.py."""
+"""The broker on the loop of its caller; tests/machine/host/test_sim_*.py test its work for clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The broker's books on one domain."""
+"""The broker's record of one domain."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_memory_is_zeroed_and_of_a_fixed_size() -> None:
 
 
 def test_read_only_descriptor_cannot_write() -> None:
-    """Who may only read gets a descriptor that can do no more."""
+    """A domain that may only read gets a read-only descriptor."""
     memory = Memory(1)
     os.pwrite(memory.descriptor(True), b"x", 0)
     reader = memory.descriptor(False)
@@ -90,7 +90,7 @@ def test_ports_have_a_limit(domain: Domain) -> None:
 
 
 def test_both_ends_hold_the_same_bells_crosswise(domain: Domain) -> None:
-    """What one end rings the other waits on; the new end is rung at once (T60), the old one is not."""
+    """Each end waits on the bell that the other rings; the new end is rung at once (T60), the old one is not."""
     dom0 = Domain(0, "")
     front = domain.alloc_unbound(0)
     assert not front.bound

@@ -27,7 +27,7 @@ def test_the_text_is_what_was_given() -> None:
 
 @pytest.mark.parametrize("word", [b"", b"n", b"x3", b"r-1", b"r03", b"r65536", b"r3 ", b"3", b"rr3", b"r\xb2"])
 def test_what_is_no_permission_is_refused(word: bytes) -> None:
-    """A letter of n r w b and a domid, nothing else."""
+    """A permission is a letter of n r w b and a domid, nothing else."""
     with pytest.raises(Refusal, match="EINVAL"):
         parse_permissions([b"n0", word])
 

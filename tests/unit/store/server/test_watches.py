@@ -215,7 +215,7 @@ def test_matching_does_not_look_at_the_other_watches(dom0: Asker, monkeypatch: p
 
 
 def test_a_guest_that_does_not_take_its_events_is_dropped(dom0: Asker) -> None:
-    """Its memory here is bounded; domain 0's own connections are trusted."""
+    """A guest's memory in the store is bounded; domain 0's own connections are trusted."""
     state = State(Quotas(unsent_event_bytes=1000))
     dom0, guest = Asker(state), Asker(state, 3)
     dom0.ask(Op.WRITE, "/d", "")

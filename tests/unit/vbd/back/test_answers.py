@@ -1,5 +1,4 @@
-"""The answers of a block server: each request is answered once, in its turn, with its own id and op, when its data is
-where it belongs."""
+"""The answers of a block server: one for each request, in its turn, with its id and op, after its data."""
 
 from __future__ import annotations
 
@@ -129,7 +128,7 @@ def test_a_page_that_cannot_be_had() -> None:
 
 @pytest.mark.parametrize("at_once", [True, False])
 def test_data_is_delivered_before_the_answer(at_once: bool) -> None:
-    """When the pages are finished, no answer has been put, let alone published (T36)."""
+    """The pages are finished before any answer is put, let alone published (T36)."""
     bench = Bench()
     bench.engine.at_once = {READ} if at_once else set()
     seen: list[int] = []

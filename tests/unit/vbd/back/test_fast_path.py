@@ -32,7 +32,7 @@ def fd(tmp_path: Path) -> Iterator[int]:
 
 
 class Bench:
-    """A fast path with two pages mapped, 100 and 101, full of their numbers."""
+    """A fast path with two pages mapped, 100 and 101, each filled with its number."""
 
     def __init__(self, abi: Abi, fd: int) -> None:
         self.abi = abi
@@ -113,7 +113,7 @@ def test_what_is_not_plain_is_left(abi: Abi, fd: int, plain: object) -> None:
 
 
 def test_a_read_only_disk(fd: int) -> None:
-    """Where writes are not for it, they are left."""
+    """Where the fast path may not write, writes are left to the slow path."""
     bench = Bench(X86_64, fd)
     assert bench.answer(X86_64.pack_request(WRITE, 1, 0, (100,), 8), ops=1) == []
     assert bench.on_disk(0) == bytes(PAGE_SIZE)

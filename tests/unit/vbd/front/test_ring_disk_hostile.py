@@ -46,7 +46,7 @@ async def test_an_answer_to_nothing(ring: Ring, disk: RingDisk, caller: Caller, 
 
 
 async def test_a_second_answer(ring: Ring, disk: RingDisk, caller: Caller) -> None:
-    """A request ends once, whatever the backend says again."""
+    """A request ends once, even if the backend answers it again."""
     disk.read(0, 512, caller.read_done("first"))
     disk.read(0, 512, caller.read_done("second"))
     first, _ = await sent(ring)

@@ -1,4 +1,4 @@
-"""The kernel's asynchronous I/O: batches out, ends in, and what it refuses."""
+"""The kernel's asynchronous I/O: batches submitted, results reaped, and refusals."""
 
 from __future__ import annotations
 

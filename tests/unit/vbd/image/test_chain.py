@@ -46,7 +46,7 @@ async def test_an_image_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ],
 )
 async def test_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, info: dict[str, object]) -> None:
-    """It is named, and the option that allows it."""
+    """The error names the other file, and the option that allows it."""
     install(tmp_path, monkeypatch, "qemu-img", qemu_img({"/top": info}))
     with pytest.raises(ResourceError, match=r"/etc/shadow; .* backing_files = true") as caught:
         await check_chain(TOP, allowed=False)

@@ -149,7 +149,7 @@ async def test_a_part_of_a_block_goes_alone(bench: Bench, monkeypatch: pytest.Mo
 
 
 async def test_barriers_discards_and_empty_flushes(bench: Bench) -> None:
-    """What the kernel's queue cannot do, a worker does."""
+    """A worker does the operations that the kernel's queue cannot do."""
     assert await bench.run(job(WRITE_BARRIER, 8, b"b" * BLOCK)) == [OKAY]
     assert await bench.run(Job(Request(DISCARD, 1, 16, 8, (), (), ()), [])) == [OKAY]
     now = bench.path.read_bytes()

@@ -73,7 +73,7 @@ async def test_an_engine(image: str, tmp_path: Path) -> None:
 async def test_what_is_refused(
     image: str, tmp_path: Path, format: str, path: str, options: dict[str, object], sentence: str
 ) -> None:
-    """By one sentence; and nothing of it is left."""
+    """A refusal is one sentence, and leaves nothing behind."""
     with pytest.raises(ResourceError, match=sentence):
         await open_it(format, path.replace("IMAGE", image), tmp_path, **options)
     assert not (tmp_path / "s").exists()
@@ -93,7 +93,7 @@ async def test_a_refusal_frees_the_image(tmp_path: Path, image: str, monkeypatch
 
 
 async def test_an_image_that_leads_elsewhere(tmp_path: Path, image: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only where the configuration says true, and not something that looks like it."""
+    """An image that leads elsewhere is served only if the option is exactly true."""
     info = {"backing-filename": "/etc/shadow", "backing-filename-format": "raw"}
     install(tmp_path / "bin", monkeypatch, "qemu-img", qemu_img({image: info}))
     for said in ({}, {"backing_files": "no"}, {"backing_files": False}):
@@ -117,7 +117,7 @@ async def test_a_successor_waits(tmp_path: Path, image: str) -> None:
 
 
 async def test_somebody_elses_server(tmp_path: Path) -> None:
-    """Nothing is started, and nothing ended."""
+    """A server that is not ours is neither started nor ended."""
     bench = Bench(tmp_path, MemoryDisk(1 << 20))
     await bench.serve()
     engine = await open_it("nbd", f"unix:{bench.address.path}", tmp_path)

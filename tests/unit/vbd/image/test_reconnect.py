@@ -68,7 +68,7 @@ async def test_what_was_answered_and_not_flushed_is_written_again(bench: Bench) 
 
 
 async def test_the_server_dies_again_while_that_is_written(bench: Bench) -> None:
-    """Nothing is forgotten: the one after it gets it."""
+    """No write is forgotten: the third server gets it."""
     engine = await bench.engine()
     for sector in range(3):
         assert await bench.run(engine, job(WRITE, sector, b"x" * 512)) == [OKAY]
@@ -87,7 +87,7 @@ async def test_the_server_dies_again_while_that_is_written(bench: Bench) -> None
 
 
 async def test_nobody_waits_for_ever(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the limit what waits fails, and so does what comes; when the server is back, the disk is, too."""
+    """After the limit all waiting requests fail, and new ones, too; once the server is back, the disk works again."""
     monkeypatch.setattr(reconnect, "OUTAGE_S", 0.05)
     monkeypatch.setattr(remote, "UNFLUSHED_MAX", 2000)
     engine = await bench.engine()

@@ -51,7 +51,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     ],
 )
 async def test_what_each_does(bench: Bench, op: int, data: bytes, sectors: int, seen: list[tuple[object, ...]]) -> None:
-    """What the server is asked for, in order."""
+    """The commands that the server gets, in order."""
     engine = await bench.engine()
     assert await bench.run(engine, job(op, 4, data, sectors=sectors, pieces=2 if data else 1)) == [OKAY]
     assert bench.disk.seen == seen
@@ -181,7 +181,7 @@ async def test_a_flush_of_our_own_that_fails_is_not_hidden(bench: Bench, monkeyp
 
 
 async def test_a_server_that_says_that_it_shuts_down(tmp_path: Path) -> None:
-    """ESHUTDOWN is not the guest's to hear: the next server is asked."""
+    """ESHUTDOWN is not passed on to the guest: the request goes to the next server."""
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for handle in (1, 2):

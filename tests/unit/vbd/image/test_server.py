@@ -95,7 +95,7 @@ async def test_one_that_forgets_a_signal_gets_another(
 
 
 async def test_one_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Target) -> None:
-    """After the limit."""
+    """A server that does not end is killed at the limit."""
     monkeypatch.setattr(server_module, "STOP_S", 0.3)
     install(tmp_path / "bin", monkeypatch, "qemu-nbd", server("signal.signal(signal.SIGTERM, signal.SIG_IGN)"))
     image = ImageServer(target, str(tmp_path / "s"))
@@ -180,7 +180,7 @@ def test_locks(target: Target) -> None:
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """With Debian's package."""
+    """The error names Debian's package."""
     monkeypatch.setattr("shutil.which", lambda *_args, **_kwargs: None)
     for program, package in (("qemu-nbd", "qemu-utils"), ("nbdkit", "nbdkit"), ("setpriv", "util-linux")):
         with pytest.raises(ResourceError, match=f"{program} is not installed: as root, apt-get install {package}"):
@@ -208,12 +208,12 @@ def test_what_systemd_said_is_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> 
     ],
 )
 def test_the_errno_of_a_server_s_message(target: Target, words: str, code: int) -> None:
-    """The errno for the error node."""
+    """A program's message decides the errno for the error node."""
     assert complaint(target, "qemu-nbd", 1, words).errno == code
 
 
 async def test_somebody_elses_server_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is a deadline."""
+    """A server that never answers is given up at a deadline."""
     monkeypatch.setattr(server_module, "ANSWER_S", 0.05)
     path = str(tmp_path / "s")
     with socket.socket(socket.AF_UNIX) as listener:
@@ -227,7 +227,7 @@ async def test_somebody_elses_server_that_says_nothing(tmp_path: Path, monkeypat
 
 
 async def test_its_end_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Target) -> None:
-    """By itself, without anybody waiting for it."""
+    """The end of a server is noticed though no task waits for it."""
     install(tmp_path / "bin", monkeypatch, "qemu-nbd", server(after="sys.exit(7)"))
     image = ImageServer(target, str(tmp_path / "s"))
     sock, _ = await image.open()
