@@ -86,7 +86,7 @@ async def test_the_keys_are_netifs(machine: Machine, queues: int, split: bool, c
 @pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("end", ["stop", "kill"])
 async def test_t15_all_rings_are_adopted_together(machine: Machine, end: str, split: bool) -> None:
-    """Each at its own place, whatever port it sits on; the control ring, too."""
+    """T15: each ring is adopted at its own place, whatever port it sits on; the control ring, too."""
     back, _, id = await start(machine, 2, split, True)
     assert await answers() == names(2, True)
     await (back.stop if end == "stop" else back.kill)()

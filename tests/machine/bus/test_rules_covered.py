@@ -1,4 +1,4 @@
-"""Every rule of docs/rules.md that the bus must keep has a test that names it."""
+"""Every rule for which docs/rules.md names tests that begin with its number, `test_t50_*`, has one in this folder."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-RULES = [*range(1, 29), *range(50, 59)]
-"""T1 to T28: store, probe, hotplug, handshake; T50 to T58: closing."""
+ROOT = Path(__file__).parents[3]
+
+RULES = sorted({int(number) for number in re.findall(r"`test_t(\d+)_\*`", (ROOT / "docs/rules.md").read_text())})
+"""Among them T1 to T28: store, probe, hotplug, handshake; and T50 to T58: closing."""
 
 NAME = re.compile(r"test_t(\d+)_[a-z0-9_]+")
 
@@ -17,9 +19,9 @@ Test = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def named_after_rules() -> list[tuple[int, Test]]:
-    """Every test function in the files about rules whose name begins with a rule's number, and that number."""
+    """Every test function of this folder whose name begins with a rule's number, and that number."""
     found: list[tuple[int, Test]] = []
-    for path in sorted(Path(__file__).parent.glob("test_rules_*.py")):
+    for path in sorted(Path(__file__).parent.glob("test_*.py")):
         for node in ast.parse(path.read_text(), str(path)).body:
             if isinstance(node, Test) and (match := NAME.fullmatch(node.name)):
                 found.append((int(match[1]), node))

@@ -66,24 +66,44 @@ def paths(text: str) -> set[str]:
     return {path for path in found if not path.startswith(("xen/", "tools/", "light/", "io/", "xenbus/", "hw/"))}
 
 
+def is_hidden(path: Path) -> bool:
+    """Whether a path is in a folder of tools, such as .venv."""
+    return any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_every_path_exists(document: Path) -> None:
     """Modules and folders that a document names are there: from the root, from xenbusd/, or from a driver's package."""
     homes = [ROOT, ROOT / "tests", ROOT / "xenbusd", ROOT / "drivers", *sorted((ROOT / "drivers").glob("xenbusd_*"))]
-    below = {path.name for path in document.parent.rglob("*.py")}
+    below = {path.name for path in document.parent.rglob("*.py") if not is_hidden(path)}
     named = paths(document.read_text()) - below
     assert {path for path in named if not any((home / path).exists() for home in homes)} == set()
 
 
-def test_the_layers_are_those_of_the_import_contract() -> None:
-    """docs/architecture.md lists the layers that pyproject.toml has import-linter check, from the top down."""
+def contract(container: str) -> list[list[str]]:
+    """The layers of a package that pyproject.toml has import-linter check, from the top down."""
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
-    (contract,) = (item for item in tools["importlinter"]["contracts"] if item.get("containers") == ["xenbusd"])
-    layers = [re.findall(r"\w+", layer) for layer in contract["layers"]]
+    (found,) = (item for item in tools["importlinter"]["contracts"] if item.get("containers") == [container])
+    return [re.findall(r"\w+", layer) for layer in found["layers"]]
+
+
+def section_on_layers() -> str:
+    """The part of docs/architecture.md that lists them."""
+    return (ROOT / "docs/architecture.md").read_text().partition("## Layers")[2].partition("\n## ")[0]
+
+
+def test_the_layers_are_those_of_the_import_contract() -> None:
+    """docs/architecture.md lists xenbusd's layers as the contract does."""
+    layers = contract("xenbusd")
     layers[0].remove("__main__")
-    section = (ROOT / "docs/architecture.md").read_text().partition("## Layers")[2].partition("\n## ")[0]
-    shown = re.findall(r"^\| (`.*?`) \| ", section, re.M)
+    shown = re.findall(r"^\| (`.*?`) \| ", section_on_layers(), re.M)
     assert [re.findall(r"`(\w+)(?:/|\.py)`", row) for row in shown] == layers
+
+
+def test_the_layers_of_xenbusd_vbd_are_those_of_the_import_contract() -> None:
+    """Likewise those of the disk's driver, whose names stand before two spaces."""
+    shown = section_on_layers().partition("```text\n")[2].partition("```")[0].splitlines()
+    assert [re.findall(r"(\w+)(?:/|\.py)", row.partition("  ")[0]) for row in shown] == contract("xenbusd_vbd")
 
 
 def test_no_document_outside_is_cited() -> None:

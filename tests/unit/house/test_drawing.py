@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from tests.structure.drawing import BEGIN, END, arrows, counts, drawing, put, shape, taken
 from tests.structure.modules import circles, read
 from tests.structure.states import states
-from xenbusd.bus.state import TRANSITIONS
+from xenbusd.bus.state import TRANSITIONS, Side, State, may_switch
 
 ROOT = Path(__file__).parents[3]
 
@@ -85,6 +86,25 @@ def test_the_drawing_in_the_architecture_is_the_tree_s() -> None:
 def test_the_table_of_states_in_the_guide_is_the_code_s() -> None:
     """After a change of TRANSITIONS, `make picture` puts it into docs/writing-a-driver.md."""
     assert taken((ROOT / "docs/writing-a-driver.md").read_text()) == states(), "TRANSITIONS has changed: make picture"
+
+
+@pytest.mark.parametrize(
+    ("side", "step"), [(Side.BACKEND, r"([A-Z]\w+) (\d)\b"), (Side.FRONTEND, r"\b(?=\d ([A-Z]\w+))(\d) ")]
+)
+def test_the_picture_of_a_life_in_the_guide_takes_legal_steps(side: Side, step: str) -> None:
+    """Each end's states, from the top down, have their numbers, and each may follow the one above it; the first may
+    follow the last, as the line about `online` says."""
+    section = (ROOT / "docs/writing-a-driver.md").read_text().partition("## What is called when")[2]
+    picture = section.partition("```text\n")[2].partition("```")[0]
+    shown = [(title, State(int(number))) for title, number in re.findall(step, picture)]
+    assert [title for title, _ in shown] == [state.title for _, state in shown]
+    life = [state for _, state in shown]
+    assert life[0] is State.INITIALISING
+    assert life[-1] is State.CLOSED
+    again = State.INIT_WAIT if side is Side.BACKEND else State.INITIALISING
+    steps = list(zip(life, [*life[1:], again], strict=True))
+    assert [(old, new) for old, new in steps if not may_switch(side, old, new)] == []
+    assert len(steps) == 5
 
 
 def test_each_step_stands_in_the_table_of_states() -> None:
