@@ -19,8 +19,6 @@ class Row(NamedTuple):
     """As the daemon understands it; "" if it is to be refused."""
     target: str = ""
     """Likewise: `Params.target`."""
-    early: bool = True
-    """For what is refused: whether the hotplug script sees it already, not only the daemon and `xenbusctl attach`."""
 
     def __str__(self) -> str:
         return f"{self.params} mode={self.mode}"
@@ -52,12 +50,24 @@ GOOD = (
     Row("nbd://host", "w", "nbd", "//host"),
     Row("nbd://host:10810/export", "w!", "nbd", "//host:10810/export"),
     Row("nbd://[::1]/export", "r", "nbd", "//[::1]/export"),
+    Row("nbd://host:", "r", "nbd", "//host:"),
+    Row("nbd://host:65535/a:b@c", "r", "nbd", "//host:65535/a:b@c"),
+    Row("nbd://[::1]:10810/export", "r!", "nbd", "//[::1]:10810/export"),
     Row("nbd:unix:/run/nbd.sock", "w", "nbd", "unix:/run/nbd.sock"),
     Row("nbd:unix:/run/nbd.sock:exportname=a b", "w", "nbd", "unix:/run/nbd.sock:exportname=a b"),
     Row("nbd+unix:///?socket=/run/nbd.sock", "w", "nbd+unix", "///?socket=/run/nbd.sock"),
     Row("nbd+unix:///a/b?socket=%2Frun%2Fnbd", "w", "nbd+unix", "///a/b?socket=%2Frun%2Fnbd"),
+    Row("nbd:unix:/" + "a" * 106, "w", "nbd", "unix:/" + "a" * 106),
+    Row("nbd+unix:///?socket=%2f" + "%61" * 106, "w", "nbd+unix", "///?socket=%2f" + "%61" * 106),
+    Row("nbd+unix:unix:/run/nbd.sock", "w", "nbd+unix", "unix:/run/nbd.sock"),
     Row("nbdkit:memory size=1M", "w", "nbdkit", "memory size=1M"),
     Row("nbdkit:--filter=xz file file=/a", "r", "nbdkit", "--filter=xz file file=/a"),
+    Row(
+        "nbdkit:--filter=tar  --filter=xz curl url=http://a/*",
+        "r",
+        "nbdkit",
+        "--filter=tar  --filter=xz curl url=http://a/*",
+    ),
 )
 
 BAD = (
@@ -99,10 +109,32 @@ BAD = (
     Row("nbd+unix://host/export?socket=/run/nbd.sock", "w", ""),
     Row("nbd+unix:unix:relative", "w", ""),
     Row("nbdkit:", "w", ""),
-    Row("nbd://host:70000", "w", "", early=False),
-    Row("nbd://user@host", "w", "", early=False),
-    Row("nbd:unix:/" + "a" * 107, "w", "", early=False),
-    Row("nbd+unix:///export?socket=relative", "w", "", early=False),
-    Row("nbdkit:sh /tmp/script", "w", "", early=False),
-    Row("nbdkit:file /tmp/a", "w", "", early=False),
+    Row("nbd://host:70000", "w", ""),
+    Row("nbd://user@host", "w", ""),
+    Row("nbd:unix:/" + "a" * 107, "w", ""),
+    Row("nbd+unix:///export?socket=relative", "w", ""),
+    Row("nbdkit:sh /tmp/script", "w", ""),
+    Row("nbdkit:file /tmp/a", "w", ""),
+    Row("nbdkit:file File=/tmp/a", "w", ""),
+    Row("nbdkit:file =/tmp/a", "w", ""),
+    Row("nbdkit:file --run=reboot", "w", ""),
+    Row("nbdkit:/tmp/evil.so", "w", ""),
+    Row("nbdkit:cache file=/a", "w", ""),
+    Row("nbdkit:--filter=log file file=/a", "w", ""),
+    Row("nbdkit:--filter=xz", "w", ""),
+    Row("nbdkit:* size=1M", "w", ""),
+    Row("nbd://host:x", "w", ""),
+    Row("nbd://host:1:2", "w", ""),
+    Row("nbd://:10809/export", "w", ""),
+    Row("nbd://user:secret@host", "w", ""),
+    Row("nbd://[::1/export", "w", ""),
+    Row("nbd://host/export#part", "w", ""),
+    Row("nbd://host/export?tls=1", "w", ""),
+    Row("nbd+unix:///?socket=/run/a&socket=/run/b", "w", ""),
+    Row("nbd+unix:///?socket=/run/a%00", "w", ""),
+    Row("nbd+unix:///?socket=/" + "%61" * 107, "w", ""),
+    Row("FOLDER/disk.img", "", ""),
+    Row("FOLDER/disk.img", "rw", ""),
+    Row("FOLDER/disk.img", "w!!", ""),
+    Row("nbd://host", "ro", ""),
 )

@@ -86,6 +86,10 @@ class Mode(NamedTuple):
     """With "!": other programs may use the image at the same time, and it is not locked."""
 
 
+MODES = {"w": Mode(True, False), "r": Mode(False, False), "w!": Mode(True, True), "r!": Mode(False, True)}
+"""What `mode` may say."""
+
+
 def formats() -> tuple[str, ...]:
     """All formats that are served, as `params` spells them, besides raw."""
     return (*QEMU, *PACKED, *WEB, "nbdkit", *NETWORK)
@@ -123,8 +127,14 @@ def parse(text: str) -> Params:
 
 
 def parse_mode(text: str) -> Mode:
-    """Take a `mode` value apart: r, w, r! or w!. Like Linux's blkback, read any other value as r."""
-    return Mode("w" in text, "!" in text)
+    """Take a `mode` value apart.
+
+    Raises:
+        ResourceError: it is none of MODES.
+    """
+    if text not in MODES:
+        raise ResourceError(f"mode {text!r} is none of {', '.join(MODES)}", errno.EINVAL)
+    return MODES[text]
 
 
 def check_mode(params: Params, mode: Mode) -> None:

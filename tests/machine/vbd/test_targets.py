@@ -6,6 +6,7 @@ Programs stand in for Xen's store tools, so that this runs where they are not in
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from tests.doubles import targets
 from xenbusd.errors import UsageError
 from xenbusd.ids import Devid
 from xenbusd_vbd.backend import VbdBackend
+from xenbusd_vbd.image.params import FILTERS, PLUGINS
 
 SCRIPT = Path(__file__).parents[3] / "hotplug" / "block-xenbusd"
 BACKEND = "backend/vbd/3/51712"
@@ -94,7 +96,7 @@ def test_what_the_script_connects(place: Place, row: targets.Row) -> None:
     assert place.hotplug(row) == (0, {**device, "hotplug-status": "connected"})
 
 
-@pytest.mark.parametrize("row", [row for row in targets.GOOD if row.mode != "r!"], ids=str)
+@pytest.mark.parametrize("row", targets.GOOD, ids=str)
 def test_what_can_be_attached(place: Place, row: targets.Row) -> None:
     """`xenbusctl attach` takes each, and leaves it to the script and the daemon as it was written."""
     place.make(row)
@@ -104,13 +106,21 @@ def test_what_can_be_attached(place: Place, row: targets.Row) -> None:
 
 @pytest.mark.parametrize("row", targets.BAD, ids=str)
 def test_what_nobody_takes(place: Place, row: targets.Row) -> None:
-    """Attaching refuses all that the daemon would refuse; so does the script, except details of non-local images."""
+    """Attaching and the script refuse all that the daemon would refuse."""
     place.make(row)
     with pytest.raises(UsageError):
         VbdBackend.directories(Devid(51712), {"target": place.fill(row.params), "mode": row.mode})
     status, nodes = place.hotplug(row)
-    assert (status, nodes["hotplug-status"]) == ((1, "error") if row.early else (0, "connected"))
-    assert row.early == bool(nodes.get("hotplug-error"))
+    assert (status, nodes["hotplug-status"]) == (1, "error")
+    assert nodes["hotplug-error"]
+
+
+@pytest.mark.parametrize(("name", "words"), [("PLUGINS", PLUGINS), ("FILTERS", FILTERS)])
+def test_the_script_allows_the_same_of_nbdkit(name: str, words: frozenset[str]) -> None:
+    """No plugin or filter that the daemon refuses, and none missing."""
+    found = re.search(f"^{name}='(.*)'$", SCRIPT.read_text(), re.M)
+    assert found is not None
+    assert found[1].split() == sorted(words)
 
 
 @pytest.mark.parametrize("text", ["FOLDER/gone.img", "NAME.gone", "qcow2:FOLDER/gone", "FOLDER", "null"])

@@ -9,6 +9,7 @@ import pytest
 from tests.doubles import targets
 from xenbusd.errors import ResourceError
 from xenbusd_vbd.image.params import (
+    MODES,
     QEMU,
     RAW,
     Mode,
@@ -106,12 +107,19 @@ def test_a_mode_that_a_format_does_not_have(text: str, mode: str, sentence: str,
         ("w", Mode(True, False)),
         ("r!", Mode(False, True)),
         ("w!", Mode(True, True)),
-        ("", Mode(False, False)),
     ],
 )
 def test_modes(text: str, mode: Mode) -> None:
     """Whether it may be written to, and whether it is shared with other programs."""
     assert parse_mode(text) == mode
+
+
+@pytest.mark.parametrize("text", ["", "rw", "ro", "W", "!", "w!!"])
+def test_no_mode(text: str) -> None:
+    """Refused with those that there are: a typing error must not open an image for writing, or share it."""
+    with pytest.raises(ResourceError, match="is none of w, r, w!, r!") as caught:
+        parse_mode(text)
+    assert caught.value.errno == errno.EINVAL
 
 
 def test_what_a_target_is_taken_apart_into() -> None:
@@ -149,3 +157,8 @@ def test_what_the_table_refuses(row: targets.Row) -> None:
 def test_the_table_has_every_format() -> None:
     """So that none can be added here and forgotten in the script."""
     assert {row.format for row in targets.GOOD} == {RAW, *formats()}
+
+
+def test_the_table_has_every_mode() -> None:
+    """Likewise."""
+    assert {row.mode for row in targets.GOOD} == set(MODES)
