@@ -16,7 +16,7 @@ Decisions: D54, D65.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -80,6 +80,18 @@ class Schema(Mapping[str, Option]):
         """Every option's default."""
         return {key: option.default for key, option in self._options.items()}
 
+    @property
+    def help(self) -> str:
+        """All options, a line for each."""
+        return "\n".join(option.help_line for option in self._options.values())
+
+    def nearest(self, key: str) -> str | None:
+        """The option that was probably meant by a key that does not exist; None if none is like it."""
+        from difflib import get_close_matches  # only a mistake needs it
+
+        near = get_close_matches(key, list(self._options), 1)
+        return near[0] if near else None
+
     def check(self, key: str, value: object, called: str) -> Any:
         """Check one value and return it as it is used.
 
@@ -92,7 +104,7 @@ class Schema(Mapping[str, Option]):
             UsageError: there is no such option, or the value is wrong.
         """
         if key not in self._options:
-            raise UsageError(f"{called}: unknown {self._noun}; {_advice(key, self._options, self._noun)}")
+            raise UsageError(f"{called}: unknown {self._noun}; {self._advice(key)}")
         try:
             return self._options[key].check(value)
         except ValueError as error:
@@ -117,6 +129,11 @@ class Schema(Mapping[str, Option]):
             UsageError: as `given` does.
         """
         return {**self.defaults, **self.given(values, where)}
+
+    def _advice(self, key: str) -> str:
+        """What to write in place of an unknown key."""
+        near = self.nearest(key)
+        return f"did you mean {near}?" if near else f"the {self._noun}s are {', '.join(self._options)}"
 
 
 def true_or_false(value: object) -> bool:
@@ -161,15 +178,6 @@ def absolute_path(value: object) -> str:
     if isinstance(value, str) and value.startswith("/"):
         return value
     raise ValueError(f"{value!r} is not an absolute path")
-
-
-def _advice(key: str, keys: Iterable[str], noun: str) -> str:
-    """Return advice on what to write in place of an unknown key."""
-    from difflib import get_close_matches  # only a mistake needs it
-
-    keys = list(keys)
-    near = get_close_matches(key, keys, 1)
-    return f"did you mean {near[0]}?" if near else f"the {noun}s are {', '.join(keys)}"
 
 
 def _as_written(value: object) -> str:

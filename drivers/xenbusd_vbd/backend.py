@@ -23,7 +23,7 @@ from xenbusd.api import (
     boolean,
     choice,
 )
-from xenbusd_vbd.back.live import LIVE, LiveDisk
+from xenbusd_vbd.back.live import LiveDisk
 from xenbusd_vbd.back.pages import CopiedPages, Pages, PersistentPages
 from xenbusd_vbd.back.properties import properties
 from xenbusd_vbd.back.server import BlockServer
@@ -39,9 +39,9 @@ from xenbusd_vbd.protocol import (
     Abi,
     Request,
 )
-from xenbusd_vbd.toolstack import directories, live_keys, parse_vdev
+from xenbusd_vbd.toolstack import LIVE, directories, parse_vdev
 
-QUEUES_MAX = 4
+QUEUES_DEFAULT = 4
 """Queues that a frontend may have, unless the configuration says otherwise. One thread of ours serves them all: they
 let several processors of the guest send requests at once."""
 
@@ -81,11 +81,6 @@ class VbdBackend(Backend, device_class="vbd"):
         return keys
 
     @classmethod
-    def live_keys(cls, parameters: Mapping[str, str]) -> dict[str, str]:
-        """Accept iops=, bandwidth= and pause=."""
-        return live_keys(parameters)
-
-    @classmethod
     def explain(cls, nodes: Nodes) -> Iterator[Finding]:
         """Say that the disk is paused: its requests wait for as long as that is so."""
         if nodes.backend.get("paused") == b"1":
@@ -93,7 +88,7 @@ class VbdBackend(Backend, device_class="vbd"):
 
     async def run(self, dev: BackendDevice) -> None:
         """Serve one connection: open the image, connect, and serve until the frontend has closed."""
-        queues = int(dev.options.get("queues", QUEUES_MAX))
+        queues = int(dev.options.get("queues", QUEUES_DEFAULT))
         await dev.advertise(
             max_ring_page_order=MAX_RING_PAGE_ORDER,
             multi_queue_max_queues=queues,

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 
 from xenbusd.api import Devid, Directories, Option, ResourceError, Schema, UsageError, one_of
-from xenbusd_vbd.image.params import check_mode, parse, parse_mode
+from xenbusd_vbd.image.params import MODES, check_mode, parse, parse_mode
 
 _NAME = re.compile(r"(xvd|sd|hd)([a-z]{1,3})([0-9]{1,3})?", re.ASCII)
 
@@ -76,7 +76,7 @@ PARAMETERS = Schema(
         check_target,
         help="absolute path of a raw file or block device, its name below /dev, or <format>:...; required",
     ),
-    Option("mode", one_of("w", "r", "w!"), default="w", help="w, r, or w! to share it unchecked"),
+    Option("mode", one_of(*MODES), default="w", help="w, r, or either with ! to share it unchecked"),
     Option(
         "script",
         check_script,
@@ -128,23 +128,33 @@ def directories(devid: Devid, parameters: Mapping[str, str]) -> Directories:
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
-def live_keys(parameters: Mapping[str, str]) -> dict[str, str]:
-    """The keys that change a disk in use: iops=, bandwidth= with an optional K, M or G, pause=.
+def check_iops(value: object) -> str:
+    """A check for a number of requests.
 
     Raises:
-        UsageError: a parameter is unknown or wrong.
+        ValueError
     """
-    keys = {}
-    for name, value in parameters.items():
-        if name == "pause":
-            if value not in ("0", "1"):
-                raise UsageError(f"vbd: pause={value!r}: write 0 or 1")
-            keys[name] = value
-        elif name in ("iops", "bandwidth"):
-            found = re.fullmatch(r"([0-9]{1,15})([KMG]?)", value, re.ASCII)
-            if found is None or (name == "iops" and found[2]):
-                raise UsageError(f"vbd: {name}={value!r}: write a number a second, as in iops=2000 or bandwidth=50M")
-            keys[name] = str(int(found[1]) * _UNITS[found[2]])
-        else:
-            raise UsageError(f"vbd: {name!r} cannot be changed in use; iops, bandwidth and pause can")
-    return keys
+    if re.fullmatch(r"[0-9]{1,15}", str(value), re.ASCII) is None:
+        raise ValueError(f"{value!r}: write a number a second, as in iops=2000")
+    return str(int(str(value)))
+
+
+def check_bandwidth(value: object) -> str:
+    """A check for a number of bytes, with an optional K, M or G, which is returned without it.
+
+    Raises:
+        ValueError
+    """
+    found = re.fullmatch(r"([0-9]{1,15})([KMG]?)", str(value), re.ASCII)
+    if found is None:
+        raise ValueError(f"{value!r}: write a number a second, as in bandwidth=50M")
+    return str(int(found[1]) * _UNITS[found[2]])
+
+
+LIVE = Schema(
+    Option("iops", check_iops, help="requests a second; 0 for no limit"),
+    Option("bandwidth", check_bandwidth, help="bytes a second, such as 50M; 0 for no limit"),
+    Option("pause", one_of("0", "1"), help="1 to answer no more requests and close the image, 0 to resume"),
+    noun="parameter",
+)
+"""Keys of the backend's directory that change a disk in use."""

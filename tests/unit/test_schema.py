@@ -72,9 +72,14 @@ def test_parameters_are_called_parameters() -> None:
         assert str(caught.value) == f"vbd: {name}: unknown parameter; {advice}"
 
 
+def test_the_key_that_was_meant() -> None:
+    """For messages that are worded by others."""
+    assert (TABLE.nearest("queue"), TABLE.nearest("speed")) == ("queues", None)
+
+
 def test_help_lines() -> None:
     """Each option's line tells what it is for, its unit and its default."""
-    assert [option.help_line for option in TABLE.values()] == [
+    assert TABLE.help.splitlines() == [
         "queues  most queues that a guest may have  [4]",
         "cache  how an image server caches  [writeback]",
         "direct    [true]",

@@ -17,6 +17,7 @@ from xenbusd.bus.paths import parse_number
 from xenbusd.bus.state import Side
 from xenbusd.errors import UsageError
 from xenbusd.ids import DeviceClass, Devid, Domid
+from xenbusd.schema import Schema
 
 API_VERSION = 2
 """Increased when a driver written for the previous version would no longer work. CHANGELOG.md says what to change."""
@@ -95,8 +96,11 @@ class Backend(Driver[BackendDevice]):
     linux_module: ClassVar[str | None] = None
     """The kernel module with Linux's own backend for the class, as modprobe takes it. None: Linux has none."""
 
-    live: ClassVar[Mapping[str, str]] = {}
-    """Keys of the backend's directory that may be changed while it is Connected, with their meanings."""
+    live: ClassVar[Schema] = Schema()
+    """Keys of the backend's directory that may be changed while it is Connected. Their checks return the node's text.
+
+    Two keys have one meaning for all classes, so that `xenbusctl pause` and `resume` know no class: a class that can
+    pause has `pause` among these, 1 or 0, and its backend writes `paused`, 1 or 0, when it has paused or resumed."""
 
     @classmethod
     def parse_devid(cls, text: str) -> Devid:
@@ -127,9 +131,10 @@ class Backend(Driver[BackendDevice]):
         Raises:
             UsageError: a parameter is unknown or wrong.
         """
-        if unknown := sorted(set(parameters) - set(cls.live)):
-            raise UsageError(f"{cls.device_class}: {unknown[0]!r} cannot be changed in use")
-        return dict(parameters)
+        for name in parameters:
+            if name not in cls.live:
+                raise UsageError(f"{cls.device_class}: {name!r} cannot be changed in use{_which_can(cls.live, name)}")
+        return cls.live.given(parameters, f"{cls.device_class}:")
 
     @classmethod
     def explain(cls, nodes: Nodes) -> Iterable[Finding]:
@@ -156,6 +161,14 @@ class Backend(Driver[BackendDevice]):
         """
         del domid, devid
         return ScriptCall((action,))
+
+
+def _which_can(live: Schema, name: str) -> str:
+    """Which keys can be changed in use, and which of them was probably meant."""
+    *others, last = live or [""]
+    can = f"; {', '.join(others)} and {last} can" if others else f"; {last} can" if last else ""
+    near = live.nearest(name)
+    return f"{can}; did you mean {near}?" if near else can
 
 
 class Frontend(Driver[FrontendDevice]):

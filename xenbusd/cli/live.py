@@ -19,14 +19,17 @@ if TYPE_CHECKING:
 
 @click.command("set")
 @click.argument("device")
-@click.argument("parameters", nargs=-1, required=True, metavar="NAME=VALUE...")
+@click.argument("parameters", nargs=-1, metavar="[NAME=VALUE]...")
 @json_too
 @click.pass_obj
 def set_live(context: Context, device: str, parameters: tuple[str, ...]) -> None:
-    """Change a device while it is in use.
+    """Change a device while it is in use. Without NAME=VALUE, show what can be changed.
 
     For a disk: xenbusctl set vbd/3/51712 iops=2000 bandwidth=50M; 0 takes a limit away.
     """
+    if not parameters:
+        _print_live(context, device)
+        return
 
     async def run(store: StoreClient) -> None:
         id = parse_name(device)
@@ -36,6 +39,16 @@ def set_live(context: Context, device: str, parameters: tuple[str, ...]) -> None
         say(context, f"{id}: {written}", {"device": str(id), **keys})
 
     context.in_store(run)
+
+
+def _print_live(context: Context, device: str) -> None:
+    async def run() -> None:
+        id = parse_name(device)
+        live = backend_driver(id.device_class).live
+        keys = {key: option.help for key, option in live.items()}
+        say(context, live.help or f"nothing of a device of class {id.device_class} can be changed", keys)
+
+    context.run(run())
 
 
 @click.command()

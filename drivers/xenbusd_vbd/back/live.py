@@ -1,7 +1,7 @@
 """A disk in use: its size, its limits and its pause may change while a guest uses it.
 
-The toolstack writes keys into the backend's directory (`LIVE`), and each change takes effect at once. The keys stay
-there, so that the next daemon finds them.
+The toolstack writes keys into the backend's directory (`toolstack.LIVE`), and each change takes effect at once. The
+keys stay there, so that the next daemon finds them.
 
 Decisions: D15, D41.
 """
@@ -26,13 +26,6 @@ from xenbusd.api import (
 from xenbusd_vbd.back.limits import Limits
 from xenbusd_vbd.back.server import BlockServer
 from xenbusd_vbd.image.engine import Engine
-
-LIVE = {
-    "iops": "requests a second; 0 for no limit",
-    "bandwidth": "bytes a second, such as 50M; 0 for no limit",
-    "pause": "1 to answer no more requests and close the image, 0 to resume",
-}
-"""Keys of the backend's directory that take effect while it is Connected."""
 
 SIZE_POLL_S = 2.0
 """Seconds between two inspections of the image's size."""

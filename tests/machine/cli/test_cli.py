@@ -58,7 +58,7 @@ BAD = {
     "relative target": (["attach", "vbd", "--domain", "1", "--devid", "xvda", "target=a.img"], "absolute path"),
     "missing target": (["attach", "vbd", "--domain", "1", "--devid", "xvda", "target=/no/such"], "No such file"),
     "folder as target": (["attach", "vbd", "--domain", "1", "--devid", "xvda", "target=/"], "neither a regular file"),
-    "bad mode": (["attach", "vbd", "--domain", "1", "--devid", "xvda", "target=/x", "mode=rw"], "one of w, r, w!"),
+    "bad mode": (["attach", "vbd", "--domain", "1", "--devid", "xvda", "target=/x", "mode=rw"], "none of w, r, w!"),
     "misspelt parameter": (["attach", "vbd", "--domain", "1", "--devid", "xvda", "traget=/x"], "unknown parameter"),
     "no parameter": (["attach", "vbd", "--domain", "1", "--devid", "xvda", "/x"], "write NAME=VALUE"),
     "twice the same": (["attach", "vbd", "--domain", "1", "--devid", "xvda", "mode=r", "mode=w"], "given twice"),
@@ -153,6 +153,14 @@ def test_a_device_of_a_driver_domain(host: ProcessMachine) -> None:
     assert (done.returncode, "its backend is in domain 1: ask there" in done.stderr) == (1, True)
     assert host.ctl("detach", name, "--force", "--deadline", "0.1").returncode == 1
     assert leftovers(host) == []
+
+
+def test_set_alone_shows_what_can_be_changed(host: ProcessMachine) -> None:
+    """Of a class of devices, with what each parameter means; the device need not be there."""
+    lines = host.ctl("set", "vbd/1/51712").stdout.splitlines()
+    assert lines[0] == "iops  requests a second; 0 for no limit"
+    assert list(json.loads(host.ctl("--json", "set", "vbd/1/51712").stdout)) == ["iops", "bandwidth", "pause"]
+    assert host.ctl("set", "echo/1/0").stdout == "nothing of a device of class echo can be changed\n"
 
 
 def test_no_wait_leaves_the_pair_to_itself(host: ProcessMachine) -> None:

@@ -6,7 +6,8 @@ import pytest
 
 from xenbusd.errors import UsageError
 from xenbusd.ids import Devid
-from xenbusd_vbd.toolstack import PARAMETERS, directories, parse_vdev, vdev_name
+from xenbusd_vbd.backend import VbdBackend
+from xenbusd_vbd.toolstack import LIVE, PARAMETERS, directories, parse_vdev, vdev_name
 
 XVDA = Devid(51712)
 
@@ -143,7 +144,7 @@ def test_no_script() -> None:
         ({"target": "bochs:/d"}, "format 'bochs' is not served"),
         ({"target": "xz:/d", "mode": "w"}, "only be read"),
         ({"target": "/d", "direct-io-safe": "yes"}, "none of 0, 1"),
-        ({"target": "/d", "mode": "rw"}, "mode: 'rw' is none of w, r, w!"),
+        ({"target": "/d", "mode": "rw"}, "mode: 'rw' is none of w, r, w!, r!"),
         ({"target": "/d", "device-type": "floppy"}, "none of disk, cdrom"),
         ({"target": "/d", "removable": "yes"}, "none of 0, 1"),
         ({"target": "/d", "discard-enable": ""}, "none of 0, 1"),
@@ -154,3 +155,29 @@ def test_a_wrong_parameter(parameters: dict[str, str], message: str) -> None:
     """Each is refused with what to write instead."""
     with pytest.raises(UsageError, match=message):
         directories(XVDA, parameters)
+
+
+def test_what_changes_a_disk_in_use() -> None:
+    """Numbers in full, as the backend reads them; everything that can be changed is there."""
+    given = {"iops": "0100", "bandwidth": "50M", "pause": "1"}
+    assert VbdBackend.live_keys(given) == {"iops": "100", "bandwidth": str(50 << 20), "pause": "1"}
+    assert VbdBackend.live_keys({"bandwidth": "3G"}) == {"bandwidth": str(3 << 30)}
+    assert set(VbdBackend.live) == set(LIVE) == set(given)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"queues": "4"}, "vbd: 'queues' cannot be changed in use; iops, bandwidth and pause can$"),
+        ({"bandwith": "4"}, "vbd: 'bandwith' cannot .*; iops, bandwidth and pause can; did you mean bandwidth\\?"),
+        ({"iops": "2K"}, "vbd: iops: '2K': write a number a second, as in iops=2000"),
+        ({"iops": "-1"}, "write a number a second"),
+        ({"bandwidth": "50MB"}, "vbd: bandwidth: '50MB': write a number a second, as in bandwidth=50M"),
+        ({"bandwidth": ""}, "write a number a second"),
+        ({"pause": "yes"}, "vbd: pause: 'yes' is none of 0, 1"),
+    ],
+)
+def test_what_does_not(parameters: dict[str, str], message: str) -> None:
+    """Refused with what can be changed, and how."""
+    with pytest.raises(UsageError, match=message):
+        VbdBackend.live_keys(parameters)
