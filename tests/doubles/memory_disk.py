@@ -17,7 +17,6 @@ class MemoryDisk:
 
     block_size = 512
     preferred_size = 4096
-    max_request = 45056
     kind = "disk"
 
     def __init__(

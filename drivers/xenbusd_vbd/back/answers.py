@@ -23,7 +23,7 @@ class Answers:
         ring: the backend's end.
         abi: its layout.
         pages: finished with a job before its answer is put.
-        counters: of the device; "bytes" and "errors" are counted here.
+        counters: of the ring's queue; "bytes" and "errors" are counted here.
     """
 
     __slots__ = ("_abi", "_counters", "_pages", "_ring", "jobs", "under_way")

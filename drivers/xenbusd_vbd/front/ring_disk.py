@@ -96,11 +96,6 @@ class RingDisk:
         return physical if PAGE_SIZE < physical <= PREFERRED_MAX and not physical & (physical - 1) else PAGE_SIZE
 
     @property
-    def max_request(self) -> int:
-        """Bytes of the largest request that is not split."""
-        return self._most_sectors * SECTOR
-
-    @property
     def kind(self) -> str:
         """The word for it in messages: "disk" or "CD-ROM"."""
         return "CD-ROM" if self._geometry.is_cdrom else "disk"

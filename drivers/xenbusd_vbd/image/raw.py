@@ -14,7 +14,6 @@ from xenbusd_vbd.image import traits
 from xenbusd_vbd.protocol import SECTOR
 
 _BLKDISCARD = 0x1277
-_BLKSECDISCARD = 0x127D
 """Requests of linux/fs.h."""
 
 _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
@@ -180,7 +179,7 @@ class Image:
         if not length:
             return
         if self.traits.is_device:
-            request = _BLKSECDISCARD if secure else _BLKDISCARD
+            request = traits.BLKSECDISCARD if secure else _BLKDISCARD
             fcntl.ioctl(self.fd, request, offset.to_bytes(8, "little") + length.to_bytes(8, "little"))
         elif code := self._fallocate(offset, length):
             raise OSError(code, os.strerror(code))

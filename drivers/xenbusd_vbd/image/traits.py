@@ -20,7 +20,7 @@ from xenbusd_vbd.protocol import SECTOR
 _BLKGETSIZE64 = 0x80081272
 _BLKSSZGET = 0x1268
 _BLKPBSZGET = 0x127B
-_BLKSECDISCARD = 0x127D
+BLKSECDISCARD = 0x127D
 
 _BEHIND_ANY_END = (1 << 62).to_bytes(8, "little") + SECTOR.to_bytes(8, "little")
 """A range behind the end of any device."""
@@ -116,7 +116,7 @@ def _queue(folder: Path) -> Path:
 def _erases_securely(fd: int) -> bool:
     """Linux refuses a range that no device has by EINVAL if the device erases securely, and by another error if not."""
     try:
-        fcntl.ioctl(fd, _BLKSECDISCARD, _BEHIND_ANY_END)
+        fcntl.ioctl(fd, BLKSECDISCARD, _BEHIND_ANY_END)
     except OSError as error:
         return error.errno == errno.EINVAL
     return False

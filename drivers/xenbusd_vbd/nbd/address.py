@@ -10,11 +10,10 @@ from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from xenbusd_vbd.nbd.errors import NbdError
+from xenbusd_vbd.nbd.wire import NAME_MAX
 
 PORT = 10809
 """Assigned to NBD by IANA."""
-NAME_MAX = 4096
-"""Bytes in an export's name (doc/proto.md, "Conventions")."""
 SOCKET_PATH_MAX = 107
 """Bytes in the path of a UNIX socket."""
 

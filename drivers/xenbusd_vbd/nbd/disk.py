@@ -21,7 +21,8 @@ class Disk(Protocol):
     Each method returns at once. Its `done` is called exactly once, from the event loop's thread, either before the
     method returns or later, and in any order among requests. Offsets and lengths are in bytes, are multiples of
     `block_size`, and lie within what was `size_bytes` once: the export has refused everything else. A length may
-    exceed `max_request`; the disk splits it. Failures arrive through `done`; a method that raises has a bug.
+    exceed what the disk can do at once; the disk splits it. Failures arrive through `done`; a method that raises has a
+    bug.
     """
 
     @property
@@ -51,10 +52,6 @@ class Disk(Protocol):
     @property
     def kind(self) -> str:
         """The kind of disk, in words for people: "disk", "CD-ROM"."""
-
-    @property
-    def max_request(self) -> int:
-        """The largest single request, in bytes, that the disk does not have to split."""
 
     def read(self, offset: int, length: int, done: ReadDone) -> None:
         """Read `length` bytes from `offset`."""

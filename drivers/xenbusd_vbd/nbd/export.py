@@ -11,14 +11,12 @@ from xenbusd.api import Listener
 from xenbusd_vbd.nbd.disk import Disk
 from xenbusd_vbd.nbd.server_connection import NbdConnection
 from xenbusd_vbd.nbd.server_requests import Counters
-from xenbusd_vbd.nbd.wire import REQUEST_DATA_MAX, Offer, TransmissionFlags
+from xenbusd_vbd.nbd.wire import NAME_MAX, REQUEST_DATA_MAX, Offer, TransmissionFlags
 
 CONNECTIONS_MAX = 128
 """Most clients at a time; more are turned away at once."""
 DRAIN_S = 2.0
 """Seconds that `close` leaves to requests under way."""
-NAME_MAX = 4096
-"""Bytes in an export's name (doc/proto.md, "Conventions")."""
 
 
 class NbdExport:

@@ -54,6 +54,8 @@ DATA_CHUNK = struct.Struct(">IHHQIQ")
 ERROR_CHUNK = struct.Struct(">IHHQIIH")
 """CHUNK, error, bytes of message: an ERROR payload; the message follows ("Structured reply types")."""
 
+NAME_MAX = 4096
+"""Bytes in an export's name ("Conventions")."""
 REQUEST_DATA_MAX = 32 * 1024 * 1024
 """Most bytes in one READ or WRITE: a server should take requests of that size ("Block size constraints")."""
 

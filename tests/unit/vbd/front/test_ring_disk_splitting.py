@@ -116,7 +116,6 @@ async def test_the_largest_indirect_request(caller: Caller, pages: int, offered:
     """As many segments as the backend takes and we do, but eight such requests always find pages."""
     ring, disk = Ring(Pages(pages)), RingDisk(GEOMETRY)
     ring.attach(disk, indirect=offered)
-    assert disk.max_request == most * 4096
     disk.read(0, (most + 1) * 4096, caller.read_done())
     assert [(request.sector, len(request.grefs)) for request in await sent(ring)] == [(0, most), (most * 8, 1)]
 
