@@ -28,10 +28,16 @@ from xenbusd import log
 from xenbusd.errors import UsageError
 from xenbusd.ids import Domid
 from xenbusd.process import loop
-from xenbusd.schema import Option, Schema, absolute_path, one_of, true_or_false
+from xenbusd.schema import Option, Schema, absolute_path, device_class, one_of, true_or_false
 
 RUN_DIR = "/run/xenbusd"
 """The run directory on a Xen host."""
+
+SCRIPT_TIMEOUT_S = 40.0
+"""The time limit of a hotplug script: libxl's (LIBXL_HOTPLUG_TIMEOUT)."""
+
+SCRIPTS_DIR = "/etc/xen/scripts"
+"""The folder of Xen's hotplug scripts, and of ours once they are installed."""
 
 TIMEOUT_MAX_S = 3600.0
 """The longest time limit that a hotplug script can be given."""
@@ -61,9 +67,9 @@ class DaemonConfig:
 class HotplugConfig:
     """Table [hotplug]: how hotplug scripts are run."""
 
-    timeout_s: float = 40.0
+    timeout_s: float = SCRIPT_TIMEOUT_S
     """Seconds until a script is killed; libxl's limit is 40 s."""
-    scripts_dir: str = "/etc/xen/scripts"
+    scripts_dir: str = SCRIPTS_DIR
     """The folder of scripts that are given by their bare names."""
 
 
@@ -87,6 +93,14 @@ class Config:
         if self.daemon.host == "xen":
             return RUN_DIR
         return f"{self.daemon.host.removeprefix('sim:')}.dom{domid}"
+
+    def control_socket(self, domid: Domid) -> str:
+        """Return the path of the socket on which the daemon of a domain answers."""
+        return f"{self.run_dir(domid)}/control.sock"
+
+    def state_dir(self, domid: Domid) -> str | None:
+        """Return the folder for state that outlives the daemon; None on Xen, where each driver has one of its own."""
+        return None if self.daemon.host == "xen" else self.run_dir(domid)
 
     def driver(self, device_class: str) -> Mapping[str, object]:
         """Return the table for a device class; empty if the file has none."""
@@ -143,12 +157,12 @@ def load(path: str) -> Config:
         }
         for name, schema in (("daemon", DAEMON), ("hotplug", HOTPLUG))
     )
-    drivers = {}
+    drivers: dict[str, Mapping[str, object]] = {}
     for name, table in tables.get("drivers", {}).items():
         if not isinstance(table, dict):
             raise UsageError(f"{where('drivers', name)}: drivers.{name} must be a table: write [drivers.{name}]")
         try:
-            drivers[_class_name(name)] = MappingProxyType(table)
+            drivers[device_class(name)] = MappingProxyType(table)
         except ValueError as error:
             raise UsageError(f"{where('drivers', name)}: [drivers.{name}]: {error}") from error
     return Config(DaemonConfig(**daemon), HotplugConfig(**hotplug), MappingProxyType(drivers))
@@ -160,16 +174,10 @@ def _host(value: object) -> str:
     raise ValueError(f"{value!r} is no host: write xen, or sim: and the path of a simulated host's socket")
 
 
-def _class_name(value: object) -> str:
-    if isinstance(value, str) and re.fullmatch(r"[a-z][a-z0-9_]*", value):
-        return value
-    raise ValueError(f"{value!r} is not a device class: write a word such as vbd")
-
-
 def _classes(value: object) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not value:
         raise ValueError(f'{value!r} is not a list of device classes such as ["vbd"]; leave it out to serve all')
-    return tuple(_class_name(item) for item in value)
+    return tuple(device_class(item) for item in value)
 
 
 def _seconds(value: object) -> float:

@@ -18,7 +18,7 @@ from xenbusd.arbiter.arbiter import RELEASE_S, Arbiter, restore
 from xenbusd.arbiter.kernel_bus import KernelBus
 from xenbusd.bus.device import Device
 from xenbusd.bus.driver import Driver
-from xenbusd.bus.runtime import GUEST_WINDOW, Runtime
+from xenbusd.bus.runtime import Runtime, store_window
 from xenbusd.bus.state import Side
 from xenbusd.config import Config
 from xenbusd.control.provider import OwnDevices
@@ -80,11 +80,12 @@ class Daemon:
             driver.check_options(self.config.driver(name))
         allow_many()
         async with AsyncExitStack() as stack:
-            store = StoreClient(self.host.store, window=GUEST_WINDOW if self.side is Side.FRONTEND else 0)
+            store = StoreClient(self.host.store)
             store.on_lost = lambda reason: self.log.error("store.lost", reason=reason)
             store.on_back = lambda: self.log.info("store.back")
             await stack.enter_async_context(store)
             domid = Domid(int(await store.read("domid")))
+            store.set_window(store_window(domid))
             arbiter = None
             if self.config.daemon.arbiter:
                 arbiter = Arbiter(self._kernel_bus, store, domid, Claims.of(drivers, shared=True), self.log)
@@ -96,12 +97,13 @@ class Daemon:
                 log=self.log,
                 run_dir=make_run_dir(self.config.run_dir(domid)),
                 owns_run_dir=True,
+                state_dir=self.config.state_dir(domid),
                 options=self.config.drivers,
                 hotplug=self._script_runner(drivers) if self.side is Side.BACKEND else None,
                 is_ours=arbiter.is_ours if arbiter is not None else None,
             )
             control = ControlServer(OwnDevices(self, runtime.services, domid))
-            await control.listen(f"{runtime.services.run_dir}/control.sock")
+            await control.listen(self.config.control_socket(domid))
             stack.push_async_callback(control.close)
             if arbiter is not None:
                 await stack.enter_async_context(arbiter.arbitrating())
@@ -174,7 +176,7 @@ async def release(config: Config, kernel_bus: KernelBus | None = None) -> str:
         return "nothing to release: there are no backends of Linux's here"
     if bus.autoprobe and not config.daemon.arbiter:
         return "nothing to release: Linux binds new devices by itself"
-    control = f"{config.run_dir(DOM0)}/control.sock"
+    control = config.control_socket(DOM0)
     if answers(control):
         raise UsageError(f"{control} answers: stop that daemon (systemctl stop xenbusd), and it releases by itself")
     await restore(bus)

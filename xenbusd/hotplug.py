@@ -23,17 +23,16 @@ from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from xenbusd.bus.driver import Backend, Driver
+from xenbusd.bus.paths import bus_id
 from xenbusd.bus.services import NO_VARIABLES
+from xenbusd.config import SCRIPT_TIMEOUT_S, SCRIPTS_DIR
 from xenbusd.errors import HotplugError, LocalProtocolError
-from xenbusd.ids import DeviceClass, Devid, Domid
+from xenbusd.ids import DeviceClass, Devid, Domid, is_device_class
 from xenbusd.process.child import Child, child_environ
 from xenbusd.shipped import shipped_dir
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
-
-TIMEOUT_S = 40.0
-"""libxl's limit (LIBXL_HOTPLUG_TIMEOUT)."""
 
 SHIPPED_DIR = shipped_dir("hotplug")
 """The folder of our own scripts, searched for a bare name after `scripts_dir`: `xenbusctl attach` works uninstalled."""
@@ -58,10 +57,10 @@ class ScriptRunner:
     def __init__(
         self,
         *,
-        timeout_s: float = TIMEOUT_S,
+        timeout_s: float = SCRIPT_TIMEOUT_S,
         store_socket: str | None,
         log: FilteringBoundLogger,
-        scripts_dir: str = "/etc/xen/scripts",
+        scripts_dir: str = SCRIPTS_DIR,
         drivers: Mapping[DeviceClass, type[Driver[Any]]] | None = None,
     ) -> None:
         self._timeout_s = timeout_s
@@ -108,15 +107,10 @@ class ScriptRunner:
             started = time.monotonic()
             status, output = await self._execute([path, *arguments], environ)
             lasted_s = round(time.monotonic() - started, 3)
-            about = {"device": f"{kind}-{domid}-{devid}", "script": path, "action": arguments[0], "lasted_s": lasted_s}
+            about = {"device": bus_id(kind, domid, devid), "script": path, "action": arguments[0], "lasted_s": lasted_s}
             if status != 0:
                 raise HotplugError(path, status, output)
             self._log.debug("hotplug.finished", **about)
-
-    @property
-    def busy(self) -> int:
-        """The number of devices that have a script running or waiting."""
-        return len(self._turns)
 
     def _locate(self, script: str) -> str:
         """Return the script's absolute path, after checking that it can be run."""
@@ -171,7 +165,7 @@ class ScriptRunner:
 
 def _parts(backend_path: str) -> tuple[str, str, str]:
     """Kind, frontend's domid and devid of a backend's path."""
-    found = re.fullmatch(r"(?:/local/domain/\d+/)?backend/([A-Za-z0-9_-]+)/(\d+)/(\d+)", backend_path)
-    if found is None:
+    found = re.fullmatch(r"(?:/local/domain/\d+/)?backend/([^/]+)/(\d+)/(\d+)", backend_path)
+    if found is None or not is_device_class(found[1]):
         raise LocalProtocolError(f"{backend_path!r} is not a backend's path")
     return found[1], found[2], found[3]

@@ -3,6 +3,7 @@
 Source: xen/include/public/xen.h (DOMID_*), grant_table.h (grant_ref_t), event_channel.h (evtchn_port_t).
 """
 
+import re
 from typing import NewType
 
 Domid = NewType("Domid", int)
@@ -13,7 +14,7 @@ Devid = NewType("Devid", int)
 disk (51712: xvda)."""
 
 DeviceClass = NewType("DeviceClass", str)
-"""A kind of device, as spelt in the store: "vbd", "vif", "vtpm", "echo"."""
+"""A kind of device, as spelt in the store: "vbd", "vif", "vtpm", "echo"; see `is_device_class`."""
 
 Gref = NewType("Gref", int)
 """A grant reference: u32, an index into the grant table of the granting domain."""
@@ -25,5 +26,12 @@ DOM0 = Domid(0)
 DOMID_FIRST_RESERVED = 0x7FF0
 """Numbers from here on are reserved: no domain has them (xen.h, DOMID_FIRST_RESERVED)."""
 
+_DEVICE_CLASS = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}", re.ASCII)
+
 PAGE_SIZE = 4096
 """Bytes in a page: the unit of a grant (XC_PAGE_SIZE)."""
+
+
+def is_device_class(name: str) -> bool:
+    """Whether a device class can have this name."""
+    return _DEVICE_CLASS.fullmatch(name) is not None

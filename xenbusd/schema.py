@@ -21,6 +21,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from xenbusd.errors import UsageError
+from xenbusd.ids import DeviceClass, is_device_class
 
 Check = Callable[[object], Any]
 """Takes a value as it was written and returns it as it is used. Raises ValueError with a sentence that quotes the value
@@ -178,6 +179,17 @@ def absolute_path(value: object) -> str:
     if isinstance(value, str) and value.startswith("/"):
         return value
     raise ValueError(f"{value!r} is not an absolute path")
+
+
+def device_class(value: object) -> DeviceClass:
+    """A check for the name of a device class, whether there is a driver for it or not.
+
+    Raises:
+        ValueError
+    """
+    if isinstance(value, str) and is_device_class(value):
+        return DeviceClass(value)
+    raise ValueError(f"{value!r} is not a device class: use small letters, digits, - and _, as in vbd")
 
 
 def _as_written(value: object) -> str:

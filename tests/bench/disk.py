@@ -87,6 +87,7 @@ async def _measure(host: Machine, image: str, backend_pid: int) -> tuple[list[fl
                 log=log.get(),
                 run_dir=str(host.folder),
                 owns_run_dir=False,
+                state_dir=str(host.folder),
                 options={},
             )
             runtime.start()

@@ -35,6 +35,7 @@ def services_of(run_dir: Path) -> Services:
         domid=DOM0,
         log=log.get(),
         run_dir=str(run_dir),
+        state_dir=str(run_dir),
     )
 
 

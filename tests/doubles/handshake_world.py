@@ -63,8 +63,9 @@ class End:
             domid=self.domid,
             log=cast("Any", world.log),
             run_dir=world.run_dir.name,
+            state_dir=None,
         )
-        self.scan = Scan(services, driver, world.id.device_class, side)
+        self.scan = Scan(services, driver, world.id.device_class, side, owns_run_dir=True)
         self.task = world.loop.create_task(self.scan.run())
         self.stopping: asyncio.Task[None] | None = None
         world.loop.turn()

@@ -137,3 +137,20 @@ def test_a_wrong_flag_is_named(flags: dict[str, str], message: str) -> None:
     """A wrong flag is reported by its own name, as the user typed it."""
     with pytest.raises(UsageError, match=message):
         Config().with_overrides(**flags)
+
+
+@pytest.mark.parametrize("name", ["vbd", "9pfs", "foo-bar", "my_class-2"])
+def test_any_class_can_be_configured(tmp_path: Path, name: str) -> None:
+    """What `xenbusctl new-driver` and the store's paths take is a class here as well."""
+    config = load(written(tmp_path, f'[daemon]\nclasses = ["{name}"]\n[drivers.{name}]\nsize = 4\n'))
+    assert config.daemon.classes == (name,)
+    assert config.driver(name) == {"size": 4}
+
+
+def test_places_in_the_run_directory() -> None:
+    """The control socket is in it; state that outlives the daemon only on a simulated host, whose drivers share it."""
+    simulated = Config().with_overrides(host="sim:/tmp/h")
+    assert Config().control_socket(Domid(0)) == "/run/xenbusd/control.sock"
+    assert simulated.control_socket(Domid(3)) == "/tmp/h.dom3/control.sock"
+    assert Config().state_dir(Domid(0)) is None
+    assert simulated.state_dir(Domid(3)) == "/tmp/h.dom3"

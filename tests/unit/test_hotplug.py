@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,7 @@ async def test_scripts_that_cannot_be_run(runner: ScriptRunner, script: Script, 
             await runner.run(path, "add", backend_path=VBD, device_class="vbd")
         assert caught.value.status == status
         assert sentence in caught.value.stderr_tail
-    assert runner.busy == 0
+    assert not runner._turns
 
 
 async def test_time_limit_kills_the_whole_group(script: Script, fifo: Path) -> None:
@@ -228,7 +229,7 @@ async def test_cancellation_kills_the_whole_group(runner: ScriptRunner, script: 
         with pytest.raises(asyncio.CancelledError):
             await task
         assert await holders == b""
-    assert runner.busy == 0
+    assert not runner._turns
 
 
 async def test_one_at_a_time_for_each_device(runner: ScriptRunner, script: Script, tmp_path: Path, fifo: Path) -> None:
@@ -240,7 +241,7 @@ async def test_one_at_a_time_for_each_device(runner: ScriptRunner, script: Scrip
         with await asyncio.to_thread(fifo.open, "w") as first:  # opens when the script reads
             remove = asyncio.create_task(runner.run(slow, "remove", backend_path=VBD, device_class="vbd"))
             await runner.run(quick, "add", backend_path="backend/vbd/4/51712", device_class="vbd")
-            assert runner.busy == 1
+            assert len(runner._turns) == 1
             first.write("go\n")
         await add
         await asyncio.to_thread(fifo.write_text, "go\n")
@@ -252,7 +253,7 @@ async def test_one_at_a_time_for_each_device(runner: ScriptRunner, script: Scrip
         "begin remove",
         "end remove",
     ]
-    assert runner.busy == 0
+    assert not runner._turns
 
 
 @pytest.mark.parametrize("path", ["/local/domain/0/backend/vbd/3", "device/vbd/51712", "backend/vbd/x/1", ""])
@@ -266,3 +267,10 @@ async def test_an_action_that_is_none(runner: ScriptRunner, script: Script) -> N
     """Only add and remove are actions here; online and offline follow from them."""
     with pytest.raises(LocalProtocolError):
         await runner.run(script("exit 0"), "online", backend_path=VBD, device_class="vif")
+
+
+@pytest.mark.parametrize(("name", "is_one"), [("foo-bar", True), ("9pfs", True), ("Vbd", False), ("a" * 33, False)])
+async def test_classes_are_those_of_everywhere(runner: ScriptRunner, script: Script, name: str, is_one: bool) -> None:
+    """A path whose class no device can have is no backend's."""
+    with nullcontext() if is_one else pytest.raises(LocalProtocolError):
+        await runner.run(script("exit 0"), "add", backend_path=f"backend/{name}/3/0", device_class=name)

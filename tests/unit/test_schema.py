@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from xenbusd.errors import UsageError
-from xenbusd.schema import Check, Option, Schema, absolute_path, integer, one_of, true_or_false
+from xenbusd.schema import Check, Option, Schema, absolute_path, device_class, integer, one_of, true_or_false
 
 TABLE = Schema(
     Option("queues", integer(1, 16), default=4, help="most queues that a guest may have"),
@@ -92,3 +92,16 @@ def test_help_lines() -> None:
 def test_limits_belong_to_the_range(check: Check, value: object) -> None:
     """The least and the most are accepted."""
     assert check(value) == value
+
+
+@pytest.mark.parametrize("value", ["vbd", "9pfs", "foo-bar", "my_class-2"])
+def test_a_device_class(value: str) -> None:
+    """As a directory's name in the store."""
+    assert device_class(value) == value
+
+
+@pytest.mark.parametrize("value", ["", "Vbd", "v bd", "-x", "v/d", 5, None])
+def test_what_is_no_device_class(value: object) -> None:
+    """The sentence says what one is made of."""
+    with pytest.raises(ValueError, match="is not a device class: use small letters, digits, - and _, as in vbd"):
+        device_class(value)

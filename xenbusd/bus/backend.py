@@ -8,26 +8,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
-from typing import Any
 
 from xenbusd.bus.backend_life import BackendLife
 from xenbusd.bus.finding import Finding, not_hotplugged, not_offered
 from xenbusd.bus.handle import Handle
 from xenbusd.bus.handover import AFTER_CLEAN_STOP, JournalPolicy
-from xenbusd.bus.link import BackLink, Rings
+from xenbusd.bus.link import AnyBackLink, BackLink, Rings
 from xenbusd.bus.mapped_rings import MappedRings
 from xenbusd.bus.nodes import Value, keys
-from xenbusd.bus.offers import AnyFormat, read_offer
+from xenbusd.bus.offers import PAGE, AnyFormat, read_offer
 from xenbusd.bus.page import BackPage, map_page
 from xenbusd.bus.state import OFFERED, Seen, State
 from xenbusd.errors import OtherendTimeout
-from xenbusd.ring.layout import Raw, Req, RingFormat, Rsp
+from xenbusd.ring.layout import Req, RingFormat, Rsp
 
 INIT_WAIT_S = 0.5
 """How long InitWait is held before Connected where libxl must see InitWait and runs no script meanwhile."""
-
-_PAGE: RingFormat[Raw, Raw] = RingFormat(slot_bytes=1, request=Raw, response=Raw)
-"""The keys of a page that is no ring: those of a ring of one page."""
 
 
 class BackendDevice(Handle):
@@ -75,22 +71,19 @@ class BackendDevice(Handle):
         """Hold InitWait for libxl, which polls for exactly that state, where no script of libxl's would hold it
         (T19)."""
         device = self._device
-        if not device.hotplug.hold_init_wait:
+        if not device.hotplug.take_init_wait():
             return
-        device.hotplug.hold_init_wait = False
         with suppress(OtherendTimeout):
             unseen = Finding("libxl", "may not have seen InitWait")
             await device.until(device.check, unseen, deadline_s=INIT_WAIT_S)
 
-    def _offered(self, seen: Seen) -> bool | None:
+    def _offered(self, seen: Seen) -> bool | Finding:
         device = self._device
         device.check(seen)
         if not device.hotplug.is_done(seen):
-            device.waiting_for = not_hotplugged(device.hotplug.script, seen.hotplug_status)
-            return None
+            return not_hotplugged(device.hotplug.script, seen.hotplug_status)
         if seen.otherend not in OFFERED:
-            device.waiting_for = not_offered(self.otherend.domid, seen.otherend)
-            return None
+            return not_offered(self.otherend.domid, seen.otherend)
         return True
 
     @asynccontextmanager
@@ -148,7 +141,7 @@ class BackendDevice(Handle):
         beside: Sequence[AnyFormat] = (),
         journal: JournalPolicy = AFTER_CLEAN_STOP,
         **published: Value,
-    ) -> AsyncIterator[Rings[BackLink[Any, Any]]]:
+    ) -> AsyncIterator[Rings[AnyBackLink]]:
         """As `connect`, for a class whose queues have several rings each, with rings beside the queues: `start` each
         link.
 
@@ -197,7 +190,7 @@ class BackendDevice(Handle):
             ConnectionEnded: the previous daemon left a page that cannot be adopted.
         Blocks: mapping runs in a thread, since it can sleep in the kernel (T66).
         """
-        offer = await read_offer(self.otherend, (_PAGE,), max_queues=1)
+        offer = await read_offer(self.otherend, (PAGE,), max_queues=1)
         link = await map_page(self, self._device, offer.queues[0].rings[0])
         try:
             yield link

@@ -40,11 +40,11 @@ class BackendLife(Device):
             self.path + "/state",
             self.path + "/online",
             self.path + "/hotplug-status",
-            self.otherend.state_path,
+            self.otherend.path + "/state",
         )
         seen = Seen(
             own=parse_state(own),
-            otherend=State.UNKNOWN if self.otherend.is_dead else parse_state(otherend),
+            otherend=State.UNKNOWN if self.otherend_is_dead else parse_state(otherend),
             online=online == b"1",  # absent means 0 (T54)
             hotplug_status=None if status is None else status.decode("ascii", "replace"),
         )

@@ -147,3 +147,34 @@ class Channel:
         self.detach()
         self._ports.detach(self.port)
         self._events.unbind(self.port)
+
+
+class QueueChannels:
+    """The channels of a queue's rings: one for each ring, or one that the first ring opens and the others join.
+
+    Args:
+        ports, tally, failed: as for `Channel`.
+        is_shared: all rings sit on one port.
+    """
+
+    def __init__(
+        self, ports: Ports, tally: Tally, failed: Callable[[Exception], None], *, is_shared: bool = False
+    ) -> None:
+        self._ports = ports
+        self._tally = tally
+        self._failed = failed
+        self._is_shared = is_shared
+        self._joined: Channel | None = None
+
+    def port(self, open: Callable[[], Port]) -> Port:
+        """The port of the next ring: the one that `open` returns, unless there is one to be joined."""
+        return open() if self._joined is None else self._joined.port
+
+    def channel(self, port: Port) -> Channel:
+        """The channel of the next ring, on the port that `port` returned for it."""
+        if self._joined is not None:
+            return self._joined
+        channel = Channel(self._ports, port, self._tally, self._failed)
+        if self._is_shared:
+            self._joined = channel
+        return channel

@@ -73,6 +73,8 @@ class Device(ABC):
         """Our directory, in which the toolstack describes this device."""
         opposite_domid = id.frontend_domid if self.side is Side.BACKEND else id.backend_domid
         self.otherend = Otherend(services.store, opposite_domid, otherend_path or id.path(self.side.opposite))
+        self.otherend_is_dead = False
+        """The other end's domain has been destroyed, whatever its directory still says (T57)."""
         self.options: Mapping[str, Any] = services.options.get(id.device_class, {})
         self.log = services.log.bind(device=id.log_name)
         self.timeline = services.timelines.start(id)
@@ -98,8 +100,7 @@ class Device(ABC):
 
     def run_path(self, suffix: str) -> str:
         """See `Handle.run_path`."""
-        number = self.id.devid if self.side is Side.FRONTEND else f"{self.id.frontend_domid}-{self.id.devid}"
-        path = f"{self.services.run_dir}/{self.id.device_class}-{number}.{suffix}"
+        path = self.id.run_path(self.side, self.services.run_dir, suffix)
         self.run_paths.add(path)
         return path
 
@@ -113,7 +114,7 @@ class Device(ABC):
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
         """Have the other end's `state` watched, as the 2006 paper says; each change wakes us."""
-        self._watch = await self.store.watch(self.otherend.state_path, wake=self.wake)
+        self._watch = await self.store.watch(self.otherend.path + "/state", wake=self.wake)
         try:
             yield
         finally:
@@ -185,7 +186,11 @@ class Device(ABC):
         return seen
 
     async def until(
-        self, step: Callable[[Seen], T | None], waiting_for: Finding | None = None, *, deadline_s: float | None = None
+        self,
+        step: Callable[[Seen], T | Finding | None],
+        waiting_for: Finding | None = None,
+        *,
+        deadline_s: float | None = None,
     ) -> T:
         """See `Handle.until`."""
         self.waiting_for = waiting_for
@@ -196,11 +201,14 @@ class Device(ABC):
                         dirty.clear()
                         self.forget_hints()
                         answer = step(await self.observe())
-                        if answer is not None:
+                        if isinstance(answer, Finding):
+                            self.waiting_for = answer
+                        elif answer is not None:
                             return answer
                         await dirty.wait()
         except TimeoutError:
-            why = f"{waiting_for.who} {waiting_for.what}" if waiting_for is not None else "nothing has happened"
+            lacking = self.waiting_for
+            why = f"{lacking.who} {lacking.what}" if lacking is not None else "nothing has happened"
             raise OtherendTimeout(f"{why} after {deadline_s:g} s") from None
         finally:
             self.waiting_for = None

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import ExitStack, asynccontextmanager
-from typing import Any
 
 from xenbusd.bus.finding import Finding, end, not_at
 from xenbusd.bus.frontend_life import FrontendLife
 from xenbusd.bus.handle import Handle
-from xenbusd.bus.link import FrontLink, Rings
+from xenbusd.bus.link import AnyFrontLink, FrontLink, Rings
 from xenbusd.bus.nodes import Value, keys
-from xenbusd.bus.offers import AnyFormat, keys_to_remove, offer_keys
+from xenbusd.bus.offers import PAGE, AnyFormat, keys_to_remove, offer_keys, one_ring
 from xenbusd.bus.page import PageLink, share_page
 from xenbusd.bus.shared_rings import SharedRings
 from xenbusd.bus.state import Seen, Side, State
@@ -93,7 +92,7 @@ class FrontendDevice(Handle):
         beside: Sequence[AnyFormat] = (),
         left_out: Collection[AnyFormat] = (),
         **requested: Value,
-    ) -> AsyncIterator[Rings[FrontLink[Any, Any]]]:
+    ) -> AsyncIterator[Rings[AnyFrontLink]]:
         """As `offer`, for a class whose queues have several rings each, with rings beside the queues: `start` each
         link.
 
@@ -141,7 +140,9 @@ class FrontendDevice(Handle):
         await self._until_backend_is(_BACKEND_BEGINS, self._backend("has not begun"))
         link, offer = share_page(self, self._device)
         try:
-            await self._publish({"ring-ref": offer.grefs[0], "event-channel": offer.port, **keys(requested)}, ())
+            await self._publish(
+                {**offer_keys((PAGE,), None, (), one_ring(offer.grefs, offer.port)), **keys(requested)}, ()
+            )
             yield link
         finally:
             link.close()

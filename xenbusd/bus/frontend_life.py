@@ -41,7 +41,7 @@ class FrontendLife(Device):
     async def observe(self) -> Seen:
         """Read our `state`, and the backend's `state` and `online`."""
         own, online, otherend = await read_all(
-            self.store, self.path + "/state", self.otherend.path + "/online", self.otherend.state_path
+            self.store, self.path + "/state", self.otherend.path + "/online", self.otherend.path + "/state"
         )
         return self.note(Seen(parse_state(own), parse_state(otherend), online == b"1", None))
 

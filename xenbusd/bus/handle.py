@@ -68,8 +68,8 @@ class Handle:
     def state_dir(self, default: str) -> str:
         """The directory for state that outlives the daemon: `default` on Xen; on a simulated host a directory of that
         host's, so that several hosts on one machine do not meet."""
-        services = self._device.services
-        return default if services.host.name == "xen" else f"{services.run_dir}/{self.id.device_class}"
+        state_dir = self._device.services.state_dir
+        return default if state_dir is None else f"{state_dir}/{self.id.device_class}"
 
     def fail(self, error: Exception) -> None:
         """End the connection because of an error on its data path: `until_ended`, `serve` and others raise it."""
@@ -80,12 +80,17 @@ class Handle:
         return await self._device.observe()
 
     async def until(
-        self, step: Callable[[Seen], T | None], waiting_for: Finding | None = None, *, deadline_s: float | None = None
+        self,
+        step: Callable[[Seen], T | Finding | None],
+        waiting_for: Finding | None = None,
+        *,
+        deadline_s: float | None = None,
     ) -> T:
         """Observe the store now and after each change, until `step` returns something.
 
         Args:
-            step: a predicate on one observation; may raise ConnectionEnded (see `check`).
+            step: a predicate on one observation; may raise ConnectionEnded (see `check`). A Finding that it returns is
+                no answer but says what has not happened yet, in the place of `waiting_for`.
             waiting_for: what has not happened yet, for an administrator, as in Finding("the TPM", "has not started").
             deadline_s: seconds; None waits for as long as it takes.
 

@@ -14,7 +14,6 @@ Decisions: D2, D3, D34, D39, D61, D72.
 from __future__ import annotations
 
 import os
-import re
 import struct
 import zlib
 from collections.abc import Collection, Sequence
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from mmap import mmap
 from typing import ClassVar
 
+from xenbusd.bus.paths import parse_bus_id
 from xenbusd.errors import ConnectionEnded
 from xenbusd.ring.journal import Flags, Journal, size_bytes
 from xenbusd.ring.layout import slots
@@ -95,7 +95,8 @@ def sweep(run_dir: str, device_class: str, present: Collection[str]) -> None:
     with suppress(FileNotFoundError):
         found = {name.partition(".ring")[0] for name in os.listdir(run_dir) if ".ring" in name}
         for device in found - set(present):
-            if re.fullmatch(rf"{re.escape(device_class)}-\d+-\d+", device):
+            parts = parse_bus_id(device)
+            if parts is not None and parts[0] == device_class:
                 forget(run_dir, device)
 
 

@@ -52,7 +52,7 @@ class HotplugStep:
         self._variables = NO_VARIABLES
         self.remove_is_owed = False
         """Whether `add` has run, by us or by a previous daemon."""
-        self.hold_init_wait = False
+        self._hold_init_wait = False
         """Whether libxl created the device and polls for InitWait, but runs no script that would hold it: it tells
         nobody when it has seen InitWait (T19)."""
 
@@ -61,12 +61,17 @@ class HotplugStep:
         script, managed = await read_all(self._store, self._path + "/script", self._id.libxl_path + "/backend")
         self.script = None if script is None else script.decode("utf-8", "replace")
         self._is_ours = script is not None and managed is None and self._runner is not None
-        self.hold_init_wait = script is None and managed is not None
+        self._hold_init_wait = script is None and managed is not None
 
     def resume(self, seen: Seen) -> None:
         """Take over a device that is beyond Initialising: a previous daemon has served it."""
         self.remove_is_owed = self._is_ours and seen.gate_open
-        self.hold_init_wait = False
+        self._hold_init_wait = False
+
+    def take_init_wait(self) -> bool:
+        """Whether InitWait is to be held for libxl: true once at most in the device's life."""
+        hold, self._hold_init_wait = self._hold_init_wait, False
+        return hold
 
     def is_done(self, seen: Seen) -> bool:
         """Whether the device may connect: the gate is open, or there is none (T21, T22)."""

@@ -64,9 +64,10 @@ class Link(Generic[AnyRing]):
         self.grants = grants
         """The grant tables, for pages besides the ring's."""
         self.counters = channel.counters
-        """This queue's counters: `counters["requests"] += 1`."""
+        """The counters of the ring's queue, or the device's own for a ring beside the queues:
+        `counters["requests"] += 1`."""
         self.histograms = channel.histograms
-        """This queue's histograms."""
+        """The histograms, likewise."""
         self.notify = channel.notify
         """Wake the other end."""
         self._channel = channel
@@ -335,6 +336,8 @@ class FrontLink(Link[FrontRing], Generic[Req, Rsp]):
             self._wake_next()
 
 
+AnyBackLink = BackLink[Any, Any]
+AnyFrontLink = FrontLink[Any, Any]
 AnyLink = TypeVar("AnyLink", bound=Link[Any])
 
 

@@ -11,20 +11,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
 
 from xenbusd.bus.backend_life import BackendLife
-from xenbusd.bus.channel import Channel
+from xenbusd.bus.channel import QueueChannels
 from xenbusd.bus.counters import Tally
 from xenbusd.bus.handle import Handle
 from xenbusd.bus.handover import Handover, JournalPolicy, identity, journal_path
-from xenbusd.bus.link import BackLink, Rings
+from xenbusd.bus.link import AnyBackLink, BackLink, Rings
 from xenbusd.bus.offers import AnyFormat, Offer, QueueOffer, RingOffer
 from xenbusd.ids import Port
 from xenbusd.ring.journal import Journal
 from xenbusd.ring.shared import BackRing
-
-AnyLink = BackLink[Any, Any]
 
 
 class MappedRings:
@@ -42,14 +39,14 @@ class MappedRings:
         self._device = device
         self._policy = journal
         self._stack = stack
-        self._opened: list[tuple[AnyLink, Handover]] = []
+        self._opened: list[tuple[AnyBackLink, Handover]] = []
 
     @property
-    def links(self) -> list[AnyLink]:
+    def links(self) -> list[AnyBackLink]:
         """All links, in the order in which they were mapped, which is that of their journals' numbers."""
         return [link for link, _ in self._opened]
 
-    async def map(self, offer: Offer, formats: Sequence[AnyFormat], beside: Sequence[AnyFormat]) -> Rings[AnyLink]:
+    async def map(self, offer: Offer, formats: Sequence[AnyFormat], beside: Sequence[AnyFormat]) -> Rings[AnyBackLink]:
         """Map all rings of an offer, or none.
 
         Raises:
@@ -63,26 +60,20 @@ class MappedRings:
             for number, queue in enumerate(offer.queues)
         ]
         extra = [
-            None if ring is None else await self._map_ring(format, ring, counters.own)
+            None if ring is None else await self._map_ring(format, ring, self._channels(counters.own))
             for format, ring in zip(beside, offer.beside, strict=True)
         ]
         names = [format.name for format in formats], [format.name for format in beside]
         return Rings(queues, extra, *names)
 
-    async def _map_queue(self, formats: Sequence[AnyFormat], queue: QueueOffer, tally: Tally) -> list[AnyLink]:
-        shared: list[Channel] | None = [] if queue.is_shared else None
-        return [
-            await self._map_ring(format, ring, tally, shared) for format, ring in zip(formats, queue.rings, strict=True)
-        ]
+    async def _map_queue(self, formats: Sequence[AnyFormat], queue: QueueOffer, tally: Tally) -> list[AnyBackLink]:
+        channels = self._channels(tally, is_shared=queue.is_shared)
+        return [await self._map_ring(format, ring, channels) for format, ring in zip(formats, queue.rings, strict=True)]
 
-    async def _map_ring(
-        self, format: AnyFormat, offer: RingOffer, tally: Tally, shared: list[Channel] | None = None
-    ) -> AnyLink:
-        """Map one ring.
+    def _channels(self, tally: Tally, *, is_shared: bool = False) -> QueueChannels:
+        return QueueChannels(self._device.services.ports, tally, self._device.fail, is_shared=is_shared)
 
-        Args:
-            shared: the channel of the queue's rings, once the first of them has it; None: each has its own.
-        """
+    async def _map_ring(self, format: AnyFormat, offer: RingOffer, channels: QueueChannels) -> AnyBackLink:
         device = self._device
         host, domid = device.services.host, device.otherend.domid
         handover = Handover(journal_path(device.services.run_dir, device.id.log_name, len(self._opened)))
@@ -90,15 +81,12 @@ class MappedRings:
         mapping = await asyncio.to_thread(host.grants.map, domid, offer.grefs)
         with ExitStack() as undo:
             undo.callback(mapping.unmap)
-            port = shared[0].port if shared else self._bind(offer.port, undo)
+            port = channels.port(lambda: self._bind(offer.port, undo))
             adopted = device.connection.adopted
             journal = self._journal(handover, identity(offer.grefs, offer.port), len(offer.grefs), format.slot_bytes)
             ring = BackRing(mapping.view, format.slot_bytes, attach=adopted, journal=journal)
             undo.pop_all()
-        channel = shared[0] if shared else Channel(device.services.ports, port, tally, device.fail)
-        if shared == []:
-            shared.append(channel)
-        link = BackLink(self._dev, device, ring, channel, host.grants, format, mapping.unmap)
+        link = BackLink(self._dev, device, ring, channels.channel(port), host.grants, format, mapping.unmap)
         self._stack.callback(link.close)
         self._opened.append((link, handover))
         return link

@@ -27,7 +27,7 @@ from xenbusd.bus.nodes import Value, gref, port, unsigned
 from xenbusd.bus.otherend import Otherend
 from xenbusd.errors import NodeValueError
 from xenbusd.ids import Gref, Port
-from xenbusd.ring.layout import SHARED_PORT, RingFormat
+from xenbusd.ring.layout import SHARED_PORT, Raw, RingFormat
 
 AnyFormat = RingFormat[Any, Any]
 
@@ -35,6 +35,9 @@ NUM_QUEUES = "multi-queue-num-queues"
 PAGE_ORDER = "ring-page-order"
 OPTIONAL_KEYS = (NUM_QUEUES, PAGE_ORDER)
 """Keys of an offer whose absence has a meaning: one left over from an earlier offer would falsify this one."""
+
+PAGE: RingFormat[Raw, Raw] = RingFormat(slot_bytes=1, request=Raw, response=Raw)
+"""The keys of a page that is no ring: those of a ring of one page."""
 
 _QUEUES = unsigned(0xFFFF, "number of queues")
 
@@ -63,6 +66,11 @@ class Offer:
     queues: Sequence[QueueOffer]
     beside: Sequence[RingOffer | None] = ()
     """Rings beside the queues; None for one that is not offered."""
+
+
+def one_ring(grefs: Sequence[Gref], port: Port) -> Offer:
+    """The offer of one queue with one ring."""
+    return Offer([QueueOffer([RingOffer(grefs, port)])])
 
 
 async def read_offer(

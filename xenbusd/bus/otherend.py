@@ -23,10 +23,10 @@ class Directory:
         path: absolute.
     """
 
-    __slots__ = ("path", "store")
+    __slots__ = ("_store", "path")
 
     def __init__(self, store: StoreClient, path: str) -> None:
-        self.store = store
+        self._store = store
         self.path = path
 
     async def read(self, key: str, kind: NodeType[T], *, default: T = _REQUIRED) -> T:
@@ -42,7 +42,7 @@ class Directory:
         """
         path = f"{self.path}/{key}"
         try:
-            raw = await self.store.read(path)
+            raw = await self._store.read(path)
         except (NodeNotFound, AccessDenied):
             if default is _REQUIRED:
                 raise NodeValueError(f"{path} is missing; it should hold a {kind.name}", path=path) from None
@@ -59,14 +59,11 @@ class Otherend(Directory):
         path: the other end's directory, likewise.
     """
 
-    __slots__ = ("domid", "is_dead", "state_path")
+    __slots__ = ("domid",)
 
     def __init__(self, store: StoreClient, domid: Domid, path: str) -> None:
         super().__init__(store, path)
         self.domid = domid
-        self.state_path = path + "/state"
-        self.is_dead = False
-        """The other end's domain has been destroyed, whatever its directory still says (T57)."""
 
 
 async def read_all(store: StoreClient, *paths: str) -> list[bytes | None]:

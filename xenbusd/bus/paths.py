@@ -12,9 +12,9 @@ from functools import cached_property
 
 from xenbusd.bus.state import Side
 from xenbusd.errors import UsageError
-from xenbusd.ids import DOM0, DOMID_FIRST_RESERVED, DeviceClass, Devid, Domid
+from xenbusd.ids import DOM0, DOMID_FIRST_RESERVED, DeviceClass, Devid, Domid, is_device_class
+from xenbusd.schema import device_class
 
-_CLASS = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}", re.ASCII)
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
 
 BUS_ID_MAX = 19
@@ -43,7 +43,7 @@ class DeviceId:
     def log_name(self) -> str:
         """The name in log lines and in the run directory, and Linux's bus id: "vbd-3-51712". It leaves the backend's
         domain out, which is the same for all backends of a process."""
-        return f"{self.device_class}-{self.frontend_domid}-{self.devid}"
+        return bus_id(self.device_class, self.frontend_domid, self.devid)
 
     @cached_property
     def backend_path(self) -> str:
@@ -64,11 +64,36 @@ class DeviceId:
         """The directory of one end."""
         return self.backend_path if side is Side.BACKEND else self.frontend_path
 
+    def run_path(self, side: Side, run_dir: str, suffix: str) -> str:
+        """Where an end's driver has a file of the device's in its run directory: "/run/xenbusd/vbd-51712.sock" of a
+        frontend, "/run/xenbusd/vbd-3-51712.nbd" of a backend, whose process serves several domains."""
+        name = self.log_name if side is Side.BACKEND else f"{self.device_class}-{self.devid}"
+        return f"{run_dir}/{name}.{suffix}"
+
     def error_path(self, side: Side) -> str:
         """Where an end leaves its error: "<errno> <text>", in its own domain's part of the store (T58)."""
         domid = self.backend_domid if side is Side.BACKEND else self.frontend_domid
         home = f"/local/domain/{domid}/"
         return f"{home}error/{self.path(side).removeprefix(home)}/error"
+
+
+def bus_id(device_class: str, domid: int | str, devid: int | str) -> str:
+    """Linux's name for a device of a backend, "vbd-3-51712", from the parts of its path.
+
+    Source: drivers/xen/xenbus/xenbus_probe_backend.c (backend_bus_id).
+    """
+    return f"{device_class}-{domid}-{devid}"
+
+
+def parse_bus_id(text: str) -> tuple[DeviceClass, Domid, Devid] | None:
+    """The inverse of `bus_id`: class, frontend's domid and devid; None if it is none."""
+    name, *numbers = text.rsplit("-", 2)
+    if len(numbers) != 2 or not is_device_class(name):
+        return None
+    domid, devid = parse_number(numbers[0], DOMID_FIRST_RESERVED - 1), parse_number(numbers[1])
+    if domid is None or devid is None:
+        return None
+    return DeviceClass(name), Domid(domid), Devid(devid)
 
 
 def backend_root(domid: Domid, device_class: DeviceClass) -> str:
@@ -107,7 +132,7 @@ def parse_name(name: str) -> DeviceId:
     """
     pair, at, backend = name.partition("@")
     parts = pair.split("/")
-    if len(parts) == 3 and _CLASS.fullmatch(parts[0]):
+    if len(parts) == 3 and is_device_class(parts[0]):
         domid, devid = parse_number(parts[1], DOMID_FIRST_RESERVED - 1), parse_number(parts[2])
         backend_domid = parse_number(backend, DOMID_FIRST_RESERVED - 1) if at else DOM0
         if domid is not None and devid is not None and backend_domid is not None:
@@ -124,6 +149,7 @@ def check_class(name: str) -> DeviceClass:
     Raises:
         UsageError
     """
-    if not _CLASS.fullmatch(name):
-        raise UsageError(f"{name!r} is not a device class: use small letters, digits, - and _, as in vbd")
-    return DeviceClass(name)
+    try:
+        return device_class(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from None

@@ -25,12 +25,17 @@ from xenbusd.bus.ports import Ports
 from xenbusd.bus.scan import Scan
 from xenbusd.bus.services import HotplugRunner, Services
 from xenbusd.host.interface import Host
-from xenbusd.ids import Domid
+from xenbusd.ids import DOM0, Domid
 from xenbusd.log import Logger
 from xenbusd.store.client import StoreClient
 
 GUEST_WINDOW = 16
 """Requests that a store session in a guest keeps in flight; the guest's quota is 20 (quota-outstanding-requests)."""
+
+
+def store_window(domid: Domid) -> int:
+    """How many requests a store session of a domain keeps in flight; 0: any number, for domain 0 has no quota."""
+    return 0 if domid == DOM0 else GUEST_WINDOW
 
 
 class Runtime:
@@ -45,6 +50,7 @@ class Runtime:
         run_dir: the directory for drivers' sockets and rings' journals; it exists.
         owns_run_dir: no other process keeps journals of these device classes there, so those of devices that are gone
             may be removed.
+        state_dir: the directory for drivers' state that outlives the daemon; None: each driver's own.
         options: each class's table of the configuration file.
         hotplug: runs hotplug scripts; None where another program runs them.
         is_ours: says of each device, before it is started, whether it is ours; None: all devices in the store are.
@@ -60,6 +66,7 @@ class Runtime:
         log: Logger,
         run_dir: str,
         owns_run_dir: bool,
+        state_dir: str | None,
         options: Mapping[str, Mapping[str, Any]],
         hotplug: HotplugRunner | None = None,
         is_ours: Callable[[DeviceId], Awaitable[bool]] | None = None,
@@ -73,6 +80,7 @@ class Runtime:
             hotplug=hotplug,
             options=options,
             run_dir=run_dir,
+            state_dir=state_dir,
         )
         self.scans = [
             Scan(self.services, driver, driver.device_class, driver.side, is_ours, owns_run_dir=owns_run_dir)

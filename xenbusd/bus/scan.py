@@ -14,7 +14,7 @@ from xenbusd.bus.device import Device
 from xenbusd.bus.driver import Driver
 from xenbusd.bus.frontend_life import FrontendLife
 from xenbusd.bus.handover import sweep
-from xenbusd.bus.paths import DeviceId, backend_root, frontend_root, parse_number
+from xenbusd.bus.paths import DeviceId, backend_root, bus_id, frontend_root, parse_number
 from xenbusd.bus.services import Services
 from xenbusd.bus.state import Side, State, parse_state
 from xenbusd.bus.supervisor import Supervisor
@@ -43,7 +43,7 @@ class Scan:
         side: Side,
         is_ours: Callable[[DeviceId], Awaitable[bool]] | None = None,
         *,
-        owns_run_dir: bool = True,
+        owns_run_dir: bool,
     ) -> None:
         self.services = services
         self.device_class = device_class
@@ -88,7 +88,7 @@ class Scan:
         """A domain has been destroyed: its devices' other ends are dead, whatever the store still says (T57)."""
         for dev in self._known.values():
             if dev.otherend.domid == domid:
-                dev.otherend.is_dead = True
+                dev.otherend_is_dead = True
                 dev.wake()
 
     def wake_domain(self, domid: Domid) -> None:
@@ -126,7 +126,7 @@ class Scan:
     def _sweep(self, paths: list[str]) -> None:
         """Remove the journals of devices that vanished while no daemon served them."""
         if self.side is Side.BACKEND and self._owns_run_dir:
-            present = ["-".join([self.device_class, *path.split("/")[-2:]]) for path in [*paths, *self._known]]
+            present = [bus_id(self.device_class, *path.split("/")[-2:]) for path in [*paths, *self._known]]
             sweep(self.services.run_dir, self.device_class, present)
 
     async def _names(self, path: str) -> list[str]:

@@ -56,10 +56,12 @@ class Services:
     domid: Domid
     """Our own domain."""
     log: Logger
+    run_dir: str
+    """The directory of drivers' sockets and of journals; other processes may have files there, too."""
+    state_dir: str | None
+    """The directory for drivers' state that outlives the daemon; None: each driver's own."""
     hotplug: HotplugRunner | None = None
     """None where another program runs the scripts."""
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Each class's table of the configuration file."""
-    run_dir: str = "/run/xenbusd"
-    """The directory of drivers' sockets and of journals; other processes may have files there, too."""
     timelines: Timelines = field(default_factory=Timelines)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
-from typing import Any
 
-from xenbusd.bus.channel import Channel
+from xenbusd.bus.channel import QueueChannels
 from xenbusd.bus.counters import Tally
 from xenbusd.bus.frontend_life import FrontendLife
 from xenbusd.bus.handle import Handle
-from xenbusd.bus.link import FrontLink, Rings
+from xenbusd.bus.link import AnyFrontLink, FrontLink, Rings
 from xenbusd.bus.offers import AnyFormat, Offer, QueueOffer, RingOffer
 from xenbusd.ring.shared import FrontRing
-
-AnyLink = FrontLink[Any, Any]
 
 
 class SharedRings:
@@ -40,7 +37,7 @@ class SharedRings:
         left_out: Collection[AnyFormat],
         *,
         split_ports: bool,
-    ) -> tuple[Rings[AnyLink], Offer]:
+    ) -> tuple[Rings[AnyFrontLink], Offer]:
         """Make all rings and their ports.
 
         Args:
@@ -55,36 +52,37 @@ class SharedRings:
             GrantError, EventChannelError: pages or ports cannot be allocated for all of them.
         """
         is_shared = len(formats) > 1 and not split_ports
-        links: list[tuple[AnyLink, ...]] = []
+        links: list[tuple[AnyFrontLink, ...]] = []
         offers: list[QueueOffer] = []
         counters = self._device.counters
         for number in range(queues):
-            queue: list[tuple[AnyLink, RingOffer]] = []
-            shared: list[Channel] | None = [] if is_shared else None
+            queue: list[tuple[AnyFrontLink, RingOffer]] = []
+            channels = self._channels(counters.queue(number), is_shared=is_shared)
             for format in formats:
-                queue.append(self._share_ring(format, order, counters.queue(number), shared))
+                queue.append(self._share_ring(format, order, channels))
             links.append(tuple(link for link, _ in queue))
             offers.append(QueueOffer([offer for _, offer in queue], is_shared))
-        extra = [None if format in left_out else self._share_ring(format, 0, counters.own) for format in beside]
+        extra = [
+            None if format in left_out else self._share_ring(format, 0, self._channels(counters.own))
+            for format in beside
+        ]
         names = [format.name for format in formats], [format.name for format in beside]
         rings = Rings(links, [each and each[0] for each in extra], *names)
         return rings, Offer(offers, [each and each[1] for each in extra])
 
-    def _share_ring(
-        self, format: AnyFormat, order: int, tally: Tally, shared: list[Channel] | None = None
-    ) -> tuple[AnyLink, RingOffer]:
+    def _channels(self, tally: Tally, *, is_shared: bool = False) -> QueueChannels:
+        return QueueChannels(self._device.services.ports, tally, self._device.fail, is_shared=is_shared)
+
+    def _share_ring(self, format: AnyFormat, order: int, channels: QueueChannels) -> tuple[AnyFrontLink, RingOffer]:
         device = self._device
         host, domid = device.services.host, device.otherend.domid
         share = host.grants.share(domid, 1 << order)
         try:
-            port = shared[0].port if shared else host.events.alloc_unbound(domid)
+            port = channels.port(lambda: host.events.alloc_unbound(domid))
         except BaseException:
             share.unshare()
             raise
-        channel = shared[0] if shared else Channel(device.services.ports, port, tally, device.fail)
-        if shared == []:
-            shared.append(channel)
         ring = FrontRing(share.view, format.slot_bytes)
-        link = FrontLink(self._dev, device, ring, channel, host.grants, format, share.unshare)
+        link = FrontLink(self._dev, device, ring, channels.channel(port), host.grants, format, share.unshare)
         self._stack.callback(link.close)
         return link, RingOffer(share.grefs, port)

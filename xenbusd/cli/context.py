@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, cast
 
@@ -53,7 +52,7 @@ class Context:
         """Connect to dom0's daemon; raises ControlError if none answers."""
         from xenbusd.control.client import connected
 
-        return connected(os.path.join(self.config.run_dir(DOM0), "control.sock"))
+        return connected(self.config.control_socket(DOM0))
 
 
 def backend_driver(device_class: DeviceClass) -> type[Backend]:

@@ -11,10 +11,10 @@ from string import Template
 
 import click
 
-from xenbusd.bus.paths import BUS_ID_MAX, check_class
+from xenbusd.bus.paths import BUS_ID_MAX, bus_id, check_class
 from xenbusd.cli.exits import sentences
 from xenbusd.errors import UsageError
-from xenbusd.ids import DeviceClass
+from xenbusd.ids import DOMID_FIRST_RESERVED, DeviceClass
 
 TAKEN = frozenset(
     [
@@ -43,7 +43,7 @@ def new_driver(name: str, into: Path) -> None:
         folder = into / project_name(device_class)
         for path in write_package(device_class, folder):
             click.echo(f"wrote {path}")
-        if len(f"{device_class}-32751-0") > BUS_ID_MAX:
+        if len(bus_id(device_class, DOMID_FIRST_RESERVED - 1, 0)) > BUS_ID_MAX:
             click.echo(
                 f"note: {device_class} is long. Class, domid and devid together may have {BUS_ID_MAX} characters "
                 "for Linux to show a device in /sys; it works without that.",

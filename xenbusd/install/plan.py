@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from xenbusd.config import SCRIPTS_DIR
 from xenbusd.errors import UsageError
 from xenbusd.install.files import Installation, InstalledFile
 from xenbusd.shipped import shipped_dir
@@ -36,11 +37,8 @@ MODES = {
 """The ways to keep our devices from Linux's own backends, and the file that does it. The file that is installed is the
 mode. Exclusive: Linux's backends are never loaded. Arbiter: they serve the devices that are not ours."""
 
-SCRIPTS = "/etc/xen/scripts"
-"""Where role "serve" puts every file of the shipped folder `hotplug`."""
-
 NEEDED_FOLDERS = {
-    "serve": ("/etc/systemd/system", SCRIPTS),
+    "serve": ("/etc/systemd/system", SCRIPTS_DIR),
     "agent": ("/etc/systemd/system",),
 }
 """Folders that other packages bring, and that each role needs."""
@@ -69,7 +67,7 @@ def files(role: str, mode: str | None, program: str) -> Iterator[InstalledFile]:
     if role == "serve":
         for script in sorted(Path(shipped_dir("hotplug")).iterdir()):
             if script.is_file():
-                yield InstalledFile(f"{SCRIPTS}/{script.name}", script.read_bytes(), 0o755)
+                yield InstalledFile(f"{SCRIPTS_DIR}/{script.name}", script.read_bytes(), 0o755)
 
 
 def installed_mode(installation: Installation) -> str | None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
+from xenbusd.config import SCRIPTS_DIR
 from xenbusd.errors import UsageError
-from xenbusd.install.plan import NEEDED_FOLDERS, SCRIPTS
+from xenbusd.install.plan import NEEDED_FOLDERS
 
 ROOT = ""
 """What the paths of this machine begin with. Tests put a folder here."""
 
 PACKAGES = {
     "/etc/systemd/system": "systemd is not installed; without it, run `xenbusd serve` by hand",
-    SCRIPTS: "xen-utils-common is not installed: apt-get install xen-utils-common",
+    SCRIPTS_DIR: "xen-utils-common is not installed: apt-get install xen-utils-common",
 }
 """Why a folder of `NEEDED_FOLDERS` is missing, and what to do."""
 

@@ -127,6 +127,14 @@ class StoreClient(Accessor):
     ) -> None:
         await self.close()
 
+    def set_window(self, window: int) -> None:
+        """Change the window that was given at first, for a client that learns from the store which domain it serves.
+        No request may be in flight."""
+        if self._session.pending:
+            raise LocalProtocolError("the window cannot be changed while requests are in flight")
+        self._session.window = 1 if self._endpoint.one_at_a_time else window
+        self._transactions = asyncio.Semaphore(GUEST_TRANSACTIONS_MAX) if window else None
+
     # -- requests that exist outside transactions only -------------------------------------------------------------
 
     def introduce(self, domid: int, mfn: int, port: int) -> Future[None]:

@@ -119,7 +119,8 @@ class Session(Generic[H, W]):
         self.requests = 0
         self.strays = 0
         """Well-formed packets that answered no request and belonged to no watch."""
-        self._window = window
+        self.window = window
+        """Most requests in flight; may be changed while there are none."""
         self._next_id = first_id
         self._next_token = 0
         self._rest = b""
@@ -160,7 +161,7 @@ class Session(Generic[H, W]):
         self._next_id = req_id + 1 if req_id < U32 else 1
         self.requests += 1
         packet = HEADER.pack(op, req_id, tx_id, len(payload)) + payload
-        if self._window and len(asked) - len(self._waiting) >= self._window:
+        if self.window and len(asked) - len(self._waiting) >= self.window:
             self._waiting.append(packet)
         else:
             self._ready.append(packet)
@@ -285,7 +286,7 @@ class Session(Generic[H, W]):
 
     def _advance(self) -> None:
         """Release as many waiting packets as the window allows."""
-        room = self._window - (len(self._asked) - len(self._waiting))
+        room = self.window - (len(self._asked) - len(self._waiting))
         for _ in range(min(room, len(self._waiting))):
             self._ready.append(self._waiting.popleft())
 

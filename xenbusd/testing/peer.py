@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from xenbusd.bus.nodes import Value, keys
+from xenbusd.bus.offers import offer_keys, one_ring
 from xenbusd.bus.paths import DeviceId
 from xenbusd.bus.state import Side, State, parse_state
 from xenbusd.errors import AccessDenied, NodeNotFound
@@ -95,12 +96,7 @@ class Peer:
             values: more keys; they replace those of the ring.
         """
         ring = self.ring(format, order=order or 0)
-        offered: dict[str, Value] = {"event-channel": ring.port}
-        if order is None:
-            offered["ring-ref"] = ring.grefs[0]
-        else:
-            offered["ring-page-order"] = order
-            offered.update({f"ring-ref{page}": gref for page, gref in enumerate(ring.grefs)})
+        offered = offer_keys((format,), order, (), one_ring(ring.grefs, ring.port))
         await self.write(state, **{**offered, **keys(values)})
         return ring
 

@@ -10,12 +10,11 @@ from xenbusd import log
 from xenbusd.bus.device import Device
 from xenbusd.bus.driver import Driver
 from xenbusd.bus.paths import DeviceId
-from xenbusd.bus.runtime import GUEST_WINDOW, Runtime
+from xenbusd.bus.runtime import Runtime, store_window
 from xenbusd.bus.services import HotplugRunner
-from xenbusd.bus.state import State
+from xenbusd.bus.state import Side, State
 from xenbusd.host.interface import Host
 from xenbusd.host.sim.client import SimHost
-from xenbusd.ids import DOM0
 from xenbusd.store.client import StoreClient
 from xenbusd.testing.faults import Faults, FaultyHost, FaultyStore
 
@@ -53,7 +52,7 @@ class Process:
     ) -> None:
         self.host = host
         self.domid = host.domid
-        window = 0 if host.domid == DOM0 else GUEST_WINDOW
+        window = store_window(host.domid)
         self.store = (
             StoreClient(host.store, window=window) if faults is None else FaultyStore(host, faults, window=window)
         )
@@ -68,6 +67,7 @@ class Process:
             log=log.get().bind(domain=host.domid),
             run_dir=run_dir,
             owns_run_dir=True,
+            state_dir=run_dir,
             options=options,
             hotplug=hotplug,
         )
@@ -92,7 +92,7 @@ class Process:
 
     def run_path(self, id: DeviceId, suffix: str) -> str:
         """The path that its frontend's driver gets from `dev.run_path(suffix)`."""
-        return f"{self.services.run_dir}/{id.device_class}-{id.devid}.{suffix}"
+        return id.run_path(Side.FRONTEND, self.services.run_dir, suffix)
 
     def story(self, id: DeviceId) -> list[tuple[str, str]]:
         """The events of a device that this process saw, in order: (actor, event), such as ("backend", "InitWait").

@@ -16,7 +16,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from xenbusd.bus.paths import DeviceId
+from xenbusd.bus.state import Side
+from xenbusd.config import Config, DaemonConfig
 from xenbusd.errors import XenbusdError
+from xenbusd.ids import DOM0, DeviceClass, Devid, Domid
 from xenbusd.process.listener import answers
 
 PATIENCE_S = 20.0
@@ -38,6 +42,7 @@ class ProcessMachine:
         """The value of `--host`."""
         self.store = self.path + ".store"
         """The store's socket for dom0, and for Xen's own tools."""
+        self._config = Config(DaemonConfig(host=self.spec))
         self._stack = stack
 
     def start(self, name: str, *arguments: str, ready: str) -> subprocess.Popen[bytes]:
@@ -59,12 +64,12 @@ class ProcessMachine:
 
     def serve(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start dom0's backends."""
-        return self.start("dom0", "serve", "--host", self.spec, *arguments, ready=self.path + ".dom0/control.sock")
+        return self.start("dom0", "serve", "--host", self.spec, *arguments, ready=self._config.control_socket(DOM0))
 
     def agent(self, domid: int, *arguments: str) -> subprocess.Popen[bytes]:
         """Start the frontends of a guest."""
         command = ("agent", "--host", self.spec, "--domid", str(domid), *arguments)
-        return self.start(f"guest{domid}", *command, ready=f"{self.path}.dom{domid}/control.sock")
+        return self.start(f"guest{domid}", *command, ready=self._config.control_socket(Domid(domid)))
 
     def ctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `xenbusctl ARGUMENTS` to its end."""
@@ -73,7 +78,8 @@ class ProcessMachine:
 
     def disk_uri(self, domid: int, devid: int = 51712) -> str:
         """The NBD address of a disk in a guest."""
-        return f"nbd+unix:///?socket={self.path}.dom{domid}/vbd-{devid}.sock"
+        id = DeviceId(DeviceClass("vbd"), Domid(domid), Devid(devid))
+        return f"nbd+unix:///?socket={id.run_path(Side.FRONTEND, self._config.run_dir(Domid(domid)), 'sock')}"
 
     def logs(self) -> str:
         """The logs of all processes."""

@@ -14,6 +14,7 @@ from tests.doubles.netlike import NetlikeBackend, NetlikeFrontend
 from xenbusd.bus.paths import DeviceId
 from xenbusd.bus.state import State
 from xenbusd.ids import DOM0
+from xenbusd.ring.layout import Raw, RingFormat
 from xenbusd.testing import Machine, Peer, Process
 from xenbusd.testing.machine import DEADLINE_S
 from xenbusd_echo.protocol import Line
@@ -159,3 +160,18 @@ async def test_a_step_of_the_drivers_own_before_the_script(machine: Machine) -> 
         await guest.stop()
     await machine.detach(id)
     assert [call[:2] for call in scripts.calls] == [("add", {"vif": "nl5.0"}), ("remove", {"vif": "nl5.0"})]
+
+
+@pytest.mark.parametrize("order", [None, 1])
+async def test_a_hand_driven_end_uses_the_formats_keys(machine: Machine, order: int | None) -> None:
+    """As a driver's offer does."""
+    await machine.start(DOM0)
+    peer = Peer(await machine.start(GUEST), machine.id("netlike", GUEST))
+    await machine.attach(peer.id)
+    form = RingFormat(64, Raw, Raw, 4, "tx-ring-ref", "event-channel-tx")
+    with await peer.offer(form, order=order) as ring:
+        refs = ["tx-ring-ref"] if order is None else ["tx-ring-ref0", "tx-ring-ref1"]
+        offered = {**dict(zip(refs, ring.grefs, strict=True)), "event-channel-tx": ring.port}
+        for key, value in offered.items():
+            assert await machine.read(f"{peer.path}/{key}") == b"%d" % value
+        assert await machine.read(f"{peer.path}/event-channel") is None

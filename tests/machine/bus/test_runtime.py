@@ -38,6 +38,7 @@ async def worker(machine: Machine, guest: Domid, run_dir: Path) -> AsyncIterator
             log=log.get().bind(worker=guest),
             run_dir=str(run_dir),
             owns_run_dir=False,
+            state_dir=str(run_dir),
             options={},
             is_ours=is_ours,
         )

@@ -10,7 +10,7 @@ import click
 import pytest
 
 from xenbusd.cli import ctl, run
-from xenbusd.config import Config
+from xenbusd.config import SCRIPTS_DIR, Config
 from xenbusd.install import plan
 from xenbusd.shipped import shipped_dir
 from xenbusd_vbd.image import params
@@ -37,7 +37,7 @@ def test_there_are_commands() -> None:
 
 def test_the_table_of_installed_files() -> None:
     """It names every file of dom0's side."""
-    scripts = {f"{plan.SCRIPTS}/{path.name}" for path in Path(shipped_dir("hotplug")).iterdir()}
+    scripts = {f"{SCRIPTS_DIR}/{path.name}" for path in Path(shipped_dir("hotplug")).iterdir()}
     real = {*plan.FILES["serve"], *scripts, *(path for path, _ in plan.MODES.values())}
     rows = re.findall(r"^\| (`/etc.*?) \|", TEXT, re.M)
     assert {path for row in rows for path in re.findall(r"`([^`]+)`", row)} == real

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.doubles.events import FakePorts
-from xenbusd.bus.channel import SPURIOUS_MAX, Channel
+from xenbusd.bus.channel import SPURIOUS_MAX, Channel, QueueChannels
 from xenbusd.bus.counters import COMMON, Tally
 from xenbusd.ids import Port
 
@@ -151,3 +151,14 @@ async def test_notifications_are_counted(fixture: Fixture) -> None:
     fixture.channel.notify()
     assert fixture.counters["notifications"] == 1
     assert fixture.ports.acts == [("notify", 7)]
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+async def test_rings_of_a_queue(fixture: Fixture, is_shared: bool) -> None:
+    """The first ring opens the channel and the others join it; or each has one of its own."""
+    opened = iter([Port(8), Port(9)])
+    channels = QueueChannels(fixture.ports, fixture.tally, fixture.errors.append, is_shared=is_shared)
+    first = channels.channel(channels.port(lambda: next(opened)))
+    second = channels.channel(channels.port(lambda: next(opened)))
+    assert (second is first) == is_shared
+    assert (first.port, second.port) == (8, 8 if is_shared else 9)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.doubles.dict_store import HOME, directory
 from xenbusd.bus.nodes import encode
-from xenbusd.bus.offers import Offer, QueueOffer, RingOffer, keys_to_remove, offer_keys, read_offer
+from xenbusd.bus.offers import PAGE, Offer, QueueOffer, RingOffer, keys_to_remove, offer_keys, one_ring, read_offer
 from xenbusd.bus.otherend import Otherend
 from xenbusd.errors import NodeValueError
 from xenbusd.ids import Gref, Port
@@ -231,3 +231,8 @@ def test_split_ports_of_another_time_are_removed() -> None:
         "ctrl-ring-ref",
         "event-channel-ctrl",
     ]
+
+
+def test_the_keys_of_a_page_that_is_no_ring() -> None:
+    """Those of a ring of one page."""
+    assert offer_keys((PAGE,), None, (), one_ring([Gref(8)], Port(15))) == {"ring-ref": 8, "event-channel": 15}

@@ -15,7 +15,7 @@ from xenbusd.errors import AccessDenied, NodeValueError, StoreError, StoreLost
 def test_the_other_end_knows_where_it_is() -> None:
     """Domain, directory, and the node that is watched."""
     otherend, _ = directory()
-    assert (otherend.domid, otherend.path, otherend.state_path) == (3, HOME, HOME + "/state")
+    assert (otherend.domid, otherend.path) == (3, HOME)
 
 
 async def test_a_key_is_read_as_its_type() -> None:
@@ -57,4 +57,4 @@ async def test_the_stores_own_trouble_is_not_the_other_ends(error: Exception) ->
     """A default does not hide that the store does not answer."""
     otherend, _ = directory(mode=error)
     with pytest.raises(type(error)):
-        await Directory(otherend.store, HOME).read("mode", text, default="r")
+        await Directory(otherend._store, HOME).read("mode", text, default="r")

@@ -7,9 +7,11 @@ import pytest
 from xenbusd.bus.paths import (
     DeviceId,
     backend_root,
+    bus_id,
     check_class,
     frontend_root,
     parse_backend,
+    parse_bus_id,
     parse_name,
     parse_number,
 )
@@ -142,3 +144,24 @@ def test_bad_class_names_are_refused(name: str) -> None:
     """Nothing that is another path, or that the store would refuse."""
     with pytest.raises(UsageError, match="is not a device class"):
         check_class(name)
+
+
+def test_a_bus_id_and_its_parts() -> None:
+    """A class may have dashes of its own."""
+    for name in ("vbd", "foo-bar", "my-class-2"):
+        assert parse_bus_id(bus_id(name, 3, 51712)) == (name, 3, 51712)
+    assert bus_id("vbd", "3", "51712") == XVDA.log_name == "vbd-3-51712"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "vbd", "vbd-3", "-3-1", "vbd-3-x", "vbd-03-1", "vbd-32752-1", "Vbd-3-1", "vbd-3-"]
+)
+def test_what_is_no_bus_id(text: str) -> None:
+    """None, for a file's name may be anything."""
+    assert parse_bus_id(text) is None
+
+
+def test_files_of_a_device() -> None:
+    """A guest's frontends are known by class and number; a backend's devices by their domain as well."""
+    assert XVDA.run_path(Side.FRONTEND, "/run/xenbusd", "sock") == "/run/xenbusd/vbd-51712.sock"
+    assert XVDA.run_path(Side.BACKEND, "/run/xenbusd", "nbd") == "/run/xenbusd/vbd-3-51712.nbd"

@@ -14,9 +14,9 @@ import pytest
 from xenbusd import log
 from xenbusd.bus.device import Device
 from xenbusd.bus.driver import Backend
-from xenbusd.bus.runtime import Runtime
+from xenbusd.bus.runtime import Runtime, store_window
 from xenbusd.errors import StoreLost
-from xenbusd.ids import DOM0
+from xenbusd.ids import DOM0, Domid
 
 
 class Probe(Backend, device_class="probe"):
@@ -58,7 +58,13 @@ def events() -> Iterator[int]:
 def runtime(store: FakeStore, events: int, *drivers: type[Backend], **settings: Any) -> Runtime:
     """A runtime of domain 0 on a fake store."""
     host = SimpleNamespace(events=SimpleNamespace(fd=events))
-    wiring: dict[str, Any] = {"run_dir": "/run/probe", "owns_run_dir": True, "options": {}, **settings}
+    wiring: dict[str, Any] = {
+        "run_dir": "/run/probe",
+        "owns_run_dir": True,
+        "state_dir": None,
+        "options": {},
+        **settings,
+    }
     return Runtime(cast("Any", store), cast("Any", host), drivers, domid=DOM0, log=log.get(), **wiring)
 
 
@@ -126,3 +132,9 @@ async def test_failed_ends_with_the_runtime(events: int) -> None:
     await asyncio.sleep(0)
     await it.stop()
     await waiting
+
+
+@pytest.mark.parametrize(("domid", "window"), [(0, 0), (1, 16), (7, 16)])
+def test_the_window_is_the_domains(domid: int, window: int) -> None:
+    """A driver domain has a guest's quota, whatever it serves."""
+    assert store_window(Domid(domid)) == window

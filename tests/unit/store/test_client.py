@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.doubles.scripted_store import Peer, ScriptedStore, result, soon, watching
-from xenbusd.errors import NodeExists, NodeNotFound
+from xenbusd.errors import LocalProtocolError, NodeExists, NodeNotFound
 from xenbusd.store.client import StoreClient
 from xenbusd.store.watch import Watch
 from xenbusd.store.wire import HEADER, Op
@@ -168,3 +168,21 @@ async def test_what_a_wake_raises_is_not_the_stores_trouble(connected: Connected
     await peer.answer(await peer.request(), b"v")
     assert await result(read) == b"v"
     assert (heard, client.generation) == (["a driver's bug"], 0)
+
+
+async def test_a_window_that_is_known_later(store: ScriptedStore) -> None:
+    """It holds from then on, and is not changed while requests are in flight."""
+    async with StoreClient(store.endpoint) as client:
+        peer = await store.accept()
+        domid = client.read("domid")
+        with pytest.raises(LocalProtocolError, match="in flight"):
+            client.set_window(1)
+        await peer.answer(await peer.request(), b"7")
+        assert await result(domid) == b"7"
+        client.set_window(1)
+        answers = [client.read(path) for path in ("/a", "/b")]
+        first = await peer.expect(Op.READ, b"/a\0")
+        assert peer.nothing_more()
+        await peer.answer(first, b"1")
+        await peer.answer(await peer.expect(Op.READ, b"/b\0"), b"2")
+        assert [await result(answer) for answer in answers] == [b"1", b"2"]

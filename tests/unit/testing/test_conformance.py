@@ -151,7 +151,7 @@ async def test_a_frontend_that_its_backend_can_crash() -> None:
     class Naive(EchoFrontend, device_class="echo"):
         async def run(self, dev: FrontendDevice) -> None:
             await dev.backend_ready()
-            int(await dev.otherend.store.read(f"{dev.otherend.path}/feature-upper"))
+            int(await dev._device.store.read(f"{dev.otherend.path}/feature-upper"))
             await super().run(dev)
 
     class Believing(Echo):
