@@ -89,7 +89,7 @@ class VbdBackend(Backend, device_class="vbd"):
     async def run(self, dev: BackendDevice) -> None:
         """Serve one connection: open the image, connect, and serve until the frontend has closed."""
         queues = int(dev.options.get("queues", QUEUES_DEFAULT))
-        await dev.advertise(
+        await dev.advertise(  # the limits of a ring (T26)
             max_ring_page_order=MAX_RING_PAGE_ORDER,
             multi_queue_max_queues=queues,
             feature_max_indirect_segments=INDIRECT_SEGMENTS_MAX,

@@ -3,7 +3,7 @@
 All sector numbers and counts are in units of 512 bytes, whatever `sector-size` says (T35).
 
 Source: xen/include/public/io/blkif.h (blkif_request_t, blkif_response_t, BLKIF_OP_*, BLKIF_RSP_*, VDISK_*); the two
-layouts differ in how a u64 is aligned (Linux, drivers/block/xen-blkback/common.h, blkif_x86_32_request).
+layouts differ in how a u64 is aligned (T30; Linux, drivers/block/xen-blkback/common.h, blkif_x86_32_request).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ READ, WRITE, WRITE_BARRIER, FLUSH_DISKCACHE = 0, 1, 2, 3
 DISCARD, INDIRECT = 5, 6
 
 OKAY, ERROR, EOPNOTSUPP = 0, -1, -2
-"""BLKIF_RSP_*: the only statuses that a response can have."""
+"""BLKIF_RSP_*: the only statuses that a response can have (T33)."""
 
 SECTOR = 512
 SECTORS_PER_PAGE = 8

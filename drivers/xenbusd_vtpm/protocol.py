@@ -78,7 +78,7 @@ class Head(NamedTuple):
 
     @property
     def data_at(self) -> int:
-        """Offset of the message in the first page."""
+        """Offset of the message in the first page (T49)."""
         return HEAD.size + 4 * len(self.extra_grefs)
 
     @property

@@ -1,1 +1,1 @@
-"""Arbiter mode: xenbusd and Linux's own backends serve devices of one class side by side."""
+"""Arbiter mode: xenbusd and Linux's own backends share the devices of a class, each of which has one backend (T67)."""

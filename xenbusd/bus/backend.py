@@ -35,6 +35,8 @@ class BackendDevice(Handle):
         """Publish the keys that the frontend must know before it makes its ring, switch to InitWait, and see the
         hotplug step through. Return once the hotplug gate is open and the frontend has offered its ring.
 
+        A toolstack runs its script as soon as it sees InitWait: what that script needs exists before this call (T24).
+
         Args:
             run_script: False returns at InitWait, for a driver that has a step of its own before the hotplug script;
                 it then calls `self.run_script`.

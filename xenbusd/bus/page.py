@@ -8,7 +8,8 @@
         await link.serve(drain)
 
 The driver defines the page's contents and whose turn it is, and must read each byte of the page only once. `drain`
-is a plain function, called at the beginning and at each event.
+is a plain function, called at the beginning, for a frontend may write a request before the backend is Connected (T49),
+and at each event.
 
 A backend may adopt the page of the previous daemon (T15). The page does not show whether that daemon had taken the
 request in it; a note beside the page does: see `BackPage.taken`.

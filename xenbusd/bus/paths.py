@@ -1,4 +1,4 @@
-"""The names of a device pair, and where its directories are in the store. Pure.
+"""The names of a device pair, and where its directories are in the store: absolute paths only (T4). Pure.
 
 Source: docs/misc/xenstore-paths.pandoc; interop with libxl: libxl_device.c (libxl__device_generic_add).
 Decision: D46.

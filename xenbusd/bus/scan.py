@@ -64,7 +64,7 @@ class Scan:
         return self.supervisor.devices
 
     async def run(self) -> None:
-        """Follow the class until cancelled."""
+        """Follow the class until cancelled. The watch fires at its registration: that begins the first scan (T1)."""
         watch = await self.services.store.watch(self.root, depth=self._depth, wake=self._wake.set)
         try:
             while True:
@@ -102,7 +102,10 @@ class Scan:
         return {dev.otherend.domid for dev in self._known.values()}
 
     async def _heed(self, hint: str) -> None:
-        """Wake one device; if the hint is not that precise, wake all devices and list the class anew."""
+        """Wake one device; if the hint is not that precise, wake all devices and list the class anew.
+
+        A hint says where to read; what stands there, a read says (T5).
+        """
         dev = self._known.get(hint)
         if dev is not None:
             dev.wake()

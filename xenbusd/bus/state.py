@@ -65,7 +65,7 @@ TRANSITIONS: Mapping[Side, Mapping[State, frozenset[State]]] = {
         _3: frozenset({_4, _5, _6}),
         _4: frozenset({_5, _6, _8}),  # 6 at once: the frontend has gone or skipped Closing
         _5: frozenset({_6}),
-        _6: frozenset({_2}),  # a reconnect, while `online` is 1 (T51)
+        _6: frozenset({_2}),  # a reconnect, while `online` is 1 (T51); nothing but 2 (T56)
         _8: frozenset({_4, _5, _6}),
     },
     Side.FRONTEND: {

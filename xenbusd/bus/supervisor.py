@@ -102,7 +102,7 @@ class Supervisor:
                 raise
         except Exception as error:
             self._log_error(dev, error)
-            await dev.report(error)
+            await dev.report(error)  # an error node; the directory stays (T20)
             return True
         finally:
             await driver.close()

@@ -3,7 +3,7 @@
 x86 may let a load overtake an older store to another address, and CPython's interpreter is no obstacle to that:
 two processes, each of which stores an index and then reads the other's, were observed to both read the old value.
 That is exactly how a ring goes to sleep: publish `rsp_prod`, then read `rsp_event`; set `req_event`, then read
-`req_prod` again. Without a full fence between the two, both ends can sleep at once, and a guest hangs.
+`req_prod` again. Without a full fence between the two, both ends can sleep at once, and a guest hangs (T62).
 `tests/machine/bus/test_fence.py` shows it.
 
 On machines with a weaker order than x86 the producer's stores and the consumer's loads need a fence as well;

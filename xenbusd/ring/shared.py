@@ -2,7 +2,7 @@
 
 Everything the other end writes is hostile. An index is read once into an int. Slots are copied out once, as a run
 of consecutive ones, to private bytes, and are never read from the ring again. A producer index that cannot be true is
-refused.
+refused (T32).
 
 Indices are accessed through `memoryview.cast("I")`, which CPython does as one aligned 32-bit access; `struct` with a
 fixed byte order would do it bytewise, and tear.
@@ -169,7 +169,7 @@ class BackRing(_Ring):
     def rest(self) -> bool:
         """Ask to be notified of the next request. Return False if one has come in meanwhile: then do not sleep."""
         self._words[REQ_EVENT] = (self.req_cons + 1) & U32
-        fence()
+        fence()  # (T62)
         return self._words[REQ_PROD] == self.req_cons
 
     def poll(self, times: int = POLLS) -> bool:

@@ -175,7 +175,10 @@ class Session(Generic[H, W]):
     # -- watches --------------------------------------------------------------------------------------------------
 
     def enlist(self, watch: W, path: str, wire_path: bytes) -> str:
-        """Give a watch its token: from now on its events come out of `receive`. The caller queues the WATCH."""
+        """Give a watch a token of its own (T3): from now on its events come out of `receive`.
+
+        The caller queues the WATCH.
+        """
         while True:
             token = f"{self._next_token:0{TOKEN_DIGITS}x}".encode()
             self._next_token = (self._next_token + 1) % 16**TOKEN_DIGITS

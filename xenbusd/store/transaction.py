@@ -1,4 +1,4 @@
-"""Transactions: a body's changes are made all at once or not at all, and the body is run again after a conflict."""
+"""Transactions: a body's changes are made all at once or not at all; after a conflict the body is run again (T6)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A watch as its holder sees it: hints that something below a path may have changed.
 
 Events coalesce, repeat and get lost, so hints are not a queue but a set, and a bounded one: a peer that writes its node
-a million times costs one entry (XSA-349). The holder re-reads the nodes that it uses.
+a million times costs one entry (T12, XSA-349). The holder re-reads the nodes that it uses.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Watch:
             below = path[len(self._prefix) :].split("/", self.depth)[: self.depth]
             path = self._prefix + "/".join(below)
         else:
-            # Also where an ancestor was removed, or the event is spurious: no finer hint is known.
+            # Also where an ancestor was removed, or the event is spurious: no finer hint is known (T5).
             path = self.path
         if not hints:
             self._rouse()

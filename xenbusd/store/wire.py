@@ -25,7 +25,7 @@ HEADER: struct.Struct = _pyxs_packet._struct
 """type, req_id, tx_id, len: four native u32 (struct xsd_sockmsg)."""
 
 PAYLOAD_MAX = 4096
-"""Bytes of payload in one packet, either way (XENSTORE_PAYLOAD_MAX)."""
+"""Bytes of payload in one packet, either way (XENSTORE_PAYLOAD_MAX; T13)."""
 
 ABSOLUTE_PATH_MAX = 3072
 """Bytes of an absolute path, without the NUL (XENSTORE_ABS_PATH_MAX)."""

@@ -1,5 +1,7 @@
 """A toolstack's work on the store, as libxl does it: make a device pair, wait for it, change it, take it apart.
 
+libxl knows a closed list of device classes; this works for any (T68).
+
 Every name of `__all__` is imported from its module when it is first used, so that a command which needs only a
 deadline's default does not load a store client.
 """

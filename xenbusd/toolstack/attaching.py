@@ -16,7 +16,10 @@ from xenbusd.store.transaction import Transaction
 
 
 async def attach(store: StoreClient, id: DeviceId, back: Mapping[str, str], front: Mapping[str, str]) -> None:
-    """Make both directories in one transaction, with libxl's permissions: each end owns its own and may read the other.
+    """Make both directories in one transaction, with libxl's permissions (T10).
+
+    Each end owns its own directory and may read the other. The frontend's domain may be dom0 itself,
+    as for a boot loader that reads a guest's disk (T71).
 
     Args:
         store: a session of dom0, or of another domain that may write there.

@@ -18,7 +18,9 @@ from xenbusd.toolstack.pair import PairState, following, observe
 
 
 async def detach(store: StoreClient, id: DeviceId, *, force: bool = False, deadline_s: float = DETACH_S) -> None:
-    """Take a pair apart: `online` 0 and `state` 5 in one transaction, wait for 6, remove both directories.
+    """Take a pair apart: `online` 0 and `state` 5 in one transaction, wait for 6, remove both directories (T52).
+
+    Windows takes the two writes together for a request to eject the device (T56).
 
     Args:
         force: remove the frontend's directory first, and the backend's even if it does not close.

@@ -43,7 +43,7 @@ class Pages(ABC):
 
     @abstractmethod
     def fetch(self, requests: list[Request]) -> list[bytes | None]:
-        """Copy the descriptors of indirect requests to private bytes; None for a request if that fails."""
+        """Copy the descriptors of indirect requests (T31) to private bytes; None for a request if that fails."""
 
     @abstractmethod
     def begin(self, requests: list[Request]) -> tuple[list[Job], list[Job]]:

@@ -15,6 +15,7 @@ async def properties(dev: BackendDevice, engine: Engine) -> dict[str, int]:
     Raises:
         NodeValueError: a key of the toolstack's has an impossible value.
     """
+    # `info` has VDISK_* bits (T38).
     info = 0 if engine.writable else VDISK_READONLY
     if await dev.own.read("removable", boolean, default=False):
         info |= VDISK_REMOVABLE

@@ -73,7 +73,7 @@ async def read_geometry(dev: FrontendDevice) -> Geometry:
     sectors = await read("sectors", unsigned(SECTORS_MAX))
     if sectors * SECTOR % sector_bytes:
         raise NodeValueError(f"{dev.otherend.path}/sectors is {sectors}, no whole number of {sector_bytes} bytes")
-    info = await read("info", unsigned())
+    info = await read("info", unsigned())  # VDISK_* bits (T38)
     flush_op = WRITE_BARRIER if await read("feature-barrier", boolean, default=False) else None
     if await read("feature-flush-cache", boolean, default=False):  # it outranks the barrier (T37)
         flush_op = FLUSH_DISKCACHE

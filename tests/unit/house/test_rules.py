@@ -108,6 +108,15 @@ def test_a_row_is_complete(rule: Rule) -> None:
     assert rule.names or rule.tests in (NOT_BUILT, NOTHING_TO_KEEP)
 
 
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule.kept_in], ids=lambda rule: rule.number)
+def test_a_rule_is_cited_where_it_is_kept(rule: Rule) -> None:
+    """Each module that the row names exists and cites the rule; of a package one module does."""
+    for module in rule.kept_in:
+        homes = [top for top in ("", "drivers/") if (ROOT / top / module).exists()]
+        assert homes, f"docs/rules.md names {module}, and there is no such module"
+        assert rule.number in citations((homes[0] + module,)), f"{module} does not cite {rule.number}"
+
+
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule.names], ids=lambda rule: rule.number)
 def test_what_is_built_has_tests(rule: Rule) -> None:
     """Each test named in the row exists and cites the rule. After a test was renamed, change the row with it."""

@@ -135,7 +135,7 @@ def _create(view: View, domain: Domain, path: bytes, value: bytes) -> None:
     while (base := view.find(above)) is None:
         missing.append(above)
         above = parent(above)
-    perms = base.perms
+    perms = base.perms  # a new node inherits its parent's; an unprivileged creator becomes the owner (T10)
     if not domain.privileged:
         perms = perms.owned_by(domain.domid)
         if view.owned_by(domain.domid) + len(missing) > domain.quotas.nodes:
