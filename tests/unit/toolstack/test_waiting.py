@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,7 @@ from xenbusd import toolstack
 from xenbusd.bus.state import Side, State
 from xenbusd.errors import OtherendTimeout
 from xenbusd.store.client import StoreClient
+from xenbusd.toolstack import waiting
 
 
 async def test_waiting_ends_when_both_are_connected(store: StoreClient) -> None:
@@ -31,13 +33,20 @@ async def test_waiting_ends_when_both_are_connected(store: StoreClient) -> None:
     assert any("is at InitWait" in sentence for sentence in reported[1:])
 
 
-async def test_waiting_too_long_says_for_whom(store: StoreClient) -> None:
-    """The deadline's message names the end that has to move."""
+async def test_waiting_too_long_says_for_whom(store: StoreClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deadline's message names the end that has to move. The deadline passes once the pair has been observed."""
     await toolstack.attach(store, ID, {}, {})
+    deadlines: list[asyncio.Timeout] = []
+
+    def timeout(delay_s: float) -> asyncio.Timeout:
+        deadlines.append(asyncio.timeout(delay_s))
+        return deadlines[-1]
+
+    monkeypatch.setattr(waiting, "asyncio", SimpleNamespace(timeout=timeout))
     with pytest.raises(
-        OtherendTimeout, match=r"vbd/3/51712 is not Connected after 0\.05 s: the backend in domain 0 has not begun"
+        OtherendTimeout, match=r"vbd/3/51712 is not Connected after 12\.5 s: the backend in domain 0 has not begun"
     ):
-        await toolstack.wait_connected(store, ID, deadline_s=0.05)
+        await toolstack.wait_connected(store, ID, deadline_s=12.5, progress=lambda _: deadlines[0].reschedule(0))
 
 
 async def test_waiting_ends_early_when_an_end_gives_up(store: StoreClient) -> None:
