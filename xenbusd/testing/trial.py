@@ -65,7 +65,9 @@ class PairUnderTest:
         """Use a connected device as a program of the guest does. It must be possible to use it again and again.
 
         Raises:
-            AssertionError, EOFError, OSError: the device does not work.
+            AssertionError, EOFError, OSError: the device does not work, or not yet: where it may be reconnecting, the
+                checks try again. Raise one of these for an empty answer, too, before it is parsed: any other exception,
+                such as the ValueError of `int(b"")`, ends the check.
         """
 
 
