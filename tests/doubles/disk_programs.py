@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from tests.doubles.disk_pair import DEVID
+from xenbusd.bus.paths import parse_name
 from xenbusd.testing import Process
+from xenbusd.testing.processes import ProcessMachine
 
 
 def needs(program: str, package: str) -> pytest.MarkDecorator:
@@ -45,6 +47,11 @@ async def run(*argv: str, status: int = 0) -> str:
 def uri(guest: Process) -> str:
     """The disk's NBD address."""
     return f"nbd+unix:///?socket={guest.services.run_dir}/vbd-{DEVID}.sock"
+
+
+def disk_uri(host: ProcessMachine, domid: int) -> str:
+    """The NBD address of a guest's disk, on a machine of processes."""
+    return f"nbd+unix:///?socket={host.run_path(parse_name(f'vbd/{domid}/{DEVID}'), 'sock')}"
 
 
 async def nbdinfo(guest: Process) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from tests.xen.disks import attach, detach, empty_image, ours, wait_written
 from tests.xen.dom0 import Daemon, assert_nothing_left, device, run, sum_of, until
 from tests.xen.domu import Domu
 from xenbusd.bus.paths import DeviceId
+from xenbusd.control.protocol import DeviceDetails, DeviceTimeline, TimelineEntry
 
 DISK_BYTES = 32 << 20
 XVDB, XVDC = 51728, 51744
@@ -48,7 +49,11 @@ class Backends:
     def requests(self, id: DeviceId) -> int:
         """How many requests of a disk were taken from its rings."""
         known = json.loads(self.ctl("--json", "show", str(id)))
-        return int(known["daemon"]["requests"])
+        return DeviceDetails.from_json(known["daemon"]).counters["requests"]
+
+    def timeline(self, id: DeviceId) -> tuple[TimelineEntry, ...]:
+        """A disk's events so far."""
+        return DeviceTimeline.from_json(json.loads(self.ctl("--json", "timeline", str(id)))).entries
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +122,8 @@ def test_disk_grows(guest: Domu, backends: Backends, tmp_path: Path) -> None:
     id = device("vbd", XVDB, guest.domid)
     guest.do("await xvdb && mkfs.ext4 -q /dev/xvdb && mount -t ext4 /dev/xvdb /disk && busy /disk/busy 4")
     ring = run("xenstore-ls", f"/local/domain/{guest.domid}/device/vbd/{XVDB}")
-    before = json.loads(backends.ctl("--json", "timeline", str(id)))["entries"]
-    assert before[-1]["event"] == "Connected"
+    before = backends.timeline(id)
+    assert before[-1].event == "Connected"
     run("truncate", "-s", str(3 * DISK_BYTES), image)
     wait_size(guest, 3 * DISK_BYTES)
     guest.do("idle && resize2fs /dev/xvdb")
@@ -127,8 +132,8 @@ def test_disk_grows(guest: Domu, backends: Backends, tmp_path: Path) -> None:
     guest.do("umount /disk && e2fsck -fn /dev/xvdb")
     assert run("xenstore-ls", f"/local/domain/{guest.domid}/device/vbd/{XVDB}") == ring
     assert node(id, "state") == "4"
-    after = json.loads(backends.ctl("--json", "timeline", str(id)))["entries"]
-    assert [(entry["actor"], entry["event"]) for entry in after[len(before) :]] == [("backend", "write sectors")]
+    after = backends.timeline(id)
+    assert [(entry.actor, entry.event) for entry in after[len(before) :]] == [("backend", "write sectors")]
     detach(guest, "xvdb")
     run("e2fsck", "-fn", image)
     run("debugfs", "-R", f"dump /file {tmp_path}/file", image)

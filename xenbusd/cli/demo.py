@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from xenbusd.bus.paths import parse_name
 from xenbusd.control.protocol import DeviceDetails
 from xenbusd.errors import XenbusdError
 from xenbusd.store.client import StoreClient
@@ -83,7 +84,7 @@ def _use_a_disk(host: ProcessMachine) -> tuple[Mapping[str, int], str]:
     check(first != second, "the two images differ")
 
     control(host, "attach", "vbd", "--domain", str(GUEST), "--devid", "xvda", f"target={disk}", "mode=w")
-    uri = host.disk_uri(GUEST)
+    uri = f"nbd+unix:///?socket={host.run_path(parse_name(DEVICE), 'sock')}"
     run("nbdinfo", uri, quiet=True)
 
     copy = host.folder / "copy.img"

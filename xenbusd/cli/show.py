@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 import click
 
 from xenbusd import toolstack
-from xenbusd.bus.finding import Finding
+from xenbusd.bus.finding import Nodes
 from xenbusd.bus.paths import DeviceId, parse_name
 from xenbusd.bus.state import Side, State
-from xenbusd.cli.context import Context, json_too
-from xenbusd.errors import NodeNotFound, UsageError
+from xenbusd.cli.context import Context, backend_driver, json_too
+from xenbusd.errors import DriverError, NodeNotFound, UsageError
 from xenbusd.ids import DOM0
 
 if TYPE_CHECKING:
+    from xenbusd.bus.driver import Backend
     from xenbusd.store.client import StoreClient
 
 
@@ -76,14 +77,29 @@ def show(context: Context, device: str) -> None:
         pair = await toolstack.observe(store, id)
         if pair.backend is State.UNKNOWN and pair.frontend is State.UNKNOWN:
             raise UsageError(f"there is no device {id}; `xenbusctl list` shows those there are")
+        daemon: dict[str, object]
         try:
             async with context.daemon() as client:
-                daemon = (await client.details(str(id))).to_json()
+                details = await client.details(str(id))
+            daemon, conditions = details.to_json(), details.findings or ()
         except ControlError as error:
-            daemon = {"unknown": f"{error}{_elsewhere(id)}"}
-        nodes = {id.path(side): await _nodes(store, id.path(side)) for side in Side}
-        known = {"device": str(id), **_as_json(pair), "waiting": _waiting(pair, id), "nodes": nodes, "daemon": daemon}
-        click.echo(json.dumps(known) if context.as_json else "\n".join(outline(known)))
+            daemon, conditions = {"unknown": f"{error}{_elsewhere(id)}"}, ()
+        nodes = Nodes(await _nodes(store, id.path(Side.BACKEND)), await _nodes(store, id.path(Side.FRONTEND)))
+        waiting = _waiting(pair, id)
+        found = [each for each in toolstack.explain(pair, id, nodes, _driver(id)) if str(each) != waiting]
+        known = {
+            "device": str(id),
+            **_as_json(pair),
+            "waiting": waiting,
+            "findings": [asdict(each) for each in found],
+            "nodes": {id.path(Side.BACKEND): _as_text(nodes.backend), id.path(Side.FRONTEND): _as_text(nodes.frontend)},
+            "daemon": daemon,
+        }
+        if context.as_json:
+            click.echo(json.dumps(known))
+        else:
+            daemon["findings"] = [str(each.finding) for each in conditions]
+            click.echo("\n".join(outline({**known, "findings": list(map(str, found))})))
 
     context.in_store(run)
 
@@ -93,27 +109,38 @@ def _elsewhere(id: DeviceId) -> str:
     return f"; its backend is in domain {id.backend_domid}: ask there" if id.backend_domid != DOM0 else ""
 
 
+def _driver(id: DeviceId) -> type[Backend] | None:
+    try:
+        return backend_driver(id.device_class)
+    except DriverError:
+        return None
+
+
 def outline(tree: Mapping[str, object], indent: str = "") -> Iterator[str]:
-    """A nested mapping as lines, without its empty values; a list of `findings` as a sentence for each."""
+    """A nested mapping as lines, without its empty values; a list of `findings` as a line for each."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield f"{indent}{key}:"
             yield from outline(value, indent + "  ")
         elif key == "findings" and isinstance(value, list):
-            yield from (f"{indent}finding = {Finding(**each)}" for each in value)
+            yield from (f"{indent}finding = {each}" for each in value)
         elif value not in (None, ""):
             yield f"{indent}{key} = {value}"
 
 
-async def _nodes(store: StoreClient, path: str) -> dict[str, str]:
+async def _nodes(store: StoreClient, path: str) -> dict[str, bytes]:
     """A directory's keys and values."""
     nodes = {}
     try:
         for name in await store.directory(path):
-            nodes[name] = (await store.read(f"{path}/{name}")).decode("utf-8", "backslashreplace")
+            nodes[name] = await store.read(f"{path}/{name}")
     except NodeNotFound:
         pass
     return nodes
+
+
+def _as_text(nodes: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: value.decode("utf-8", "backslashreplace") for name, value in nodes.items()}
 
 
 @click.command()

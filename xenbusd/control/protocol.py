@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+from xenbusd.bus.finding import Finding
 from xenbusd.control.records import ControlError, Record, flat, optional
 
 VERSION = 1
@@ -91,6 +92,11 @@ class FindingRecord(Record):
     who: str
     what: str
     todo: str
+
+    @property
+    def finding(self) -> Finding:
+        """The finding itself."""
+        return Finding(self.who, self.what, self.todo)
 
 
 @dataclass(frozen=True, kw_only=True)

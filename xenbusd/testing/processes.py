@@ -20,7 +20,7 @@ from xenbusd.bus.paths import DeviceId
 from xenbusd.bus.state import Side
 from xenbusd.config import Config, DaemonConfig
 from xenbusd.errors import XenbusdError
-from xenbusd.ids import DOM0, DeviceClass, Devid, Domid
+from xenbusd.ids import DOM0, Domid
 from xenbusd.process.listener import answers
 
 PATIENCE_S = 20.0
@@ -76,10 +76,9 @@ class ProcessMachine:
         command = [sys.executable, "-m", "xenbusd.cli.ctl", "--host", self.spec, *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
-    def disk_uri(self, domid: int, devid: int = 51712) -> str:
-        """The NBD address of a disk in a guest."""
-        id = DeviceId(DeviceClass("vbd"), Domid(domid), Devid(devid))
-        return f"nbd+unix:///?socket={id.run_path(Side.FRONTEND, self._config.run_dir(Domid(domid)), 'sock')}"
+    def run_path(self, id: DeviceId, suffix: str) -> str:
+        """A file that the frontend of a device has in its domain's run directory, such as vbd-51712.sock."""
+        return id.run_path(Side.FRONTEND, self._config.run_dir(id.frontend_domid), suffix)
 
     def logs(self) -> str:
         """The logs of all processes."""

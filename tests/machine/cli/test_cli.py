@@ -14,6 +14,7 @@ import pytest
 
 from xenbusd import toolstack
 from xenbusd.bus.paths import parse_name
+from xenbusd.control.protocol import DeviceDetails, FindingRecord
 from xenbusd.host.sim.client import SimHost
 from xenbusd.ids import Domid
 from xenbusd.process.loop import run
@@ -124,7 +125,7 @@ def test_attach_list_show_timeline_detach(host: ProcessMachine) -> None:
         "/local/domain/0/backend/echo/1/3": "4",
         "/local/domain/1/device/echo/3": "4",
     }
-    assert shown["daemon"]["ring"]["ring_slots"] == 32
+    assert DeviceDetails.from_json(shown["daemon"]).ring["ring_slots"] == 32
     assert "feature-upper = 1" in host.ctl("show", "echo/1/3").stdout
 
     done = host.ctl("--json", "detach", "echo/1/3")
@@ -152,6 +153,25 @@ def test_a_device_of_a_driver_domain(host: ProcessMachine) -> None:
     done = host.ctl("timeline", name)
     assert (done.returncode, "its backend is in domain 1: ask there" in done.stderr) == (1, True)
     assert host.ctl("detach", name, "--force", "--deadline", "0.1").returncode == 1
+    assert leftovers(host) == []
+
+
+def test_show_says_what_a_driver_knows(host: ProcessMachine, tmp_path: Path) -> None:
+    """A paused disk is Connected, and its guest waits: `show` says so, from the store alone, and how to end it."""
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(4096))
+    name = "vbd/1/51712"
+    done = host.ctl("attach", "vbd", "--domain", "1", "--devid", "xvda", f"target={image}", "script=")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(host.ctl("--json", "show", name).stdout)["findings"] == []
+    assert host.ctl("pause", name).stdout == f"{name} is paused\n"
+    shown = json.loads(host.ctl("--json", "show", name).stdout)
+    assert shown["waiting"] == ""
+    assert [FindingRecord.from_json(each).what for each in shown["findings"]] == ["is paused"]
+    assert "\nfinding = the disk is paused; resume it with `xenbusctl resume`\n" in host.ctl("show", name).stdout
+    assert host.ctl("resume", name).returncode == 0
+    assert "paused;" not in host.ctl("show", name).stdout
+    assert host.ctl("detach", name).returncode == 0
     assert leftovers(host) == []
 
 

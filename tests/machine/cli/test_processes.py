@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.doubles.disk_programs import disk_uri
 from xenbusd.control.protocol import DeviceDetails, DeviceTimeline
 from xenbusd.host.sim.client import census
 from xenbusd.ids import DOM0, Domid
@@ -76,8 +77,8 @@ def test_a_guest_killed_in_the_middle_of_io_disturbs_nobody(
     first, second = image(host, "first.img", 64), image(host, "second.img", 64)
     victim, survivor = attach(host, 1, first), attach(host, 2, second)
     # a reader that never ends: its output is a pipe that we do not empty
-    load = subprocess.Popen(["nbdcopy", host.disk_uri(1), "-"], stdout=subprocess.PIPE)
-    other = subprocess.Popen(["nbdcopy", host.disk_uri(2), str(host.folder / "copy.img")])
+    load = subprocess.Popen(["nbdcopy", disk_uri(host, 1), "-"], stdout=subprocess.PIPE)
+    other = subprocess.Popen(["nbdcopy", disk_uri(host, 2), str(host.folder / "copy.img")])
     assert load.stdout is not None
     assert len(load.stdout.read(MIB)) == MIB  # its I/O is under way
 
@@ -92,7 +93,7 @@ def test_a_guest_killed_in_the_middle_of_io_disturbs_nobody(
     assert done.returncode == 0, done.stderr + host.logs()
     assert [device["device"] for device in nodes(host)] == [survivor]
     assert nodes(host)[0]["backend"] == nodes(host)[0]["frontend"] == "Connected"
-    assert subprocess.run(["nbdcopy", host.disk_uri(2), "null:"], check=False).returncode == 0
+    assert subprocess.run(["nbdcopy", disk_uri(host, 2), "null:"], check=False).returncode == 0
     assert dom0.poll() is None
     assert host.ctl("detach", survivor).returncode == 0
     assert nodes(host) == []
@@ -107,7 +108,7 @@ def test_a_backend_that_is_restarted_adopts_its_rings(host: ProcessMachine, dom0
     """SIGTERM leaves states at 4; the next daemon adopts them, and a guest's client sees no error (T15)."""
     disk = image(host, "disk.img", 64)
     device = attach(host, 1, disk)
-    copier = subprocess.Popen(["nbdcopy", host.disk_uri(1), "-"], stdout=subprocess.PIPE)
+    copier = subprocess.Popen(["nbdcopy", disk_uri(host, 1), "-"], stdout=subprocess.PIPE)
     assert copier.stdout is not None
     digest = hashlib.sha256(copier.stdout.read(8 * MIB))
     assert end(dom0) == 0
@@ -128,7 +129,7 @@ def test_a_backend_that_is_killed_loses_no_request(host: ProcessMachine, dom0: s
     """SIGKILL in the middle of a copy: the next daemon adopts the ring, and the copy is whole."""
     disk = image(host, "disk.img", 64)
     device = attach(host, 1, disk)
-    copier = subprocess.Popen(["nbdcopy", host.disk_uri(1), "-"], stdout=subprocess.PIPE)
+    copier = subprocess.Popen(["nbdcopy", disk_uri(host, 1), "-"], stdout=subprocess.PIPE)
     assert copier.stdout is not None
     digest = hashlib.sha256(copier.stdout.read(8 * MIB))
     dom0.kill()
@@ -155,7 +156,7 @@ def test_a_pause_outlives_the_daemon(host: ProcessMachine, dom0: subprocess.Pope
     disk = image(host, "disk.img", 8)
     device = attach(host, 1, disk)
     assert host.ctl("pause", device).stdout == f"{device} is paused\n"
-    copier = subprocess.Popen(["nbdcopy", host.disk_uri(1), str(host.folder / "copy.img")])
+    copier = subprocess.Popen(["nbdcopy", disk_uri(host, 1), str(host.folder / "copy.img")])
     while (
         DeviceDetails.from_json(json.loads(host.ctl("--json", "show", device).stdout)["daemon"]).counters["requests"]
         == 0
@@ -193,7 +194,7 @@ def test_a_backend_that_is_killed_loses_no_request_of_any_queue(
     assert sorted(path.name for path in rings.glob("*.ring*")) == [f"vbd-1-51712.ring{n}" for n in ("", 1, 2)]
     for _ in range(2):
         copy.unlink(missing_ok=True)
-        copier = subprocess.Popen(["nbdcopy", "--requests=64", host.disk_uri(1), str(copy)])
+        copier = subprocess.Popen(["nbdcopy", "--requests=64", disk_uri(host, 1), str(copy)])
         while not copy.exists() or copy.stat().st_blocks < 8 * MIB // 512:
             assert copier.poll() is None
         dom0.kill()

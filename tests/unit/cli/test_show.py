@@ -19,10 +19,7 @@ def test_what_is_known_is_indented_and_what_is_empty_left_out() -> None:
 
 def test_findings_are_sentences() -> None:
     """One for each, with what can be done."""
-    findings = [
-        {"who": "the disk", "what": "is paused", "todo": "resume it"},
-        {"who": "the image server", "what": "is being restarted", "todo": ""},
-    ]
+    findings = ["the disk is paused; resume it", "the image server is being restarted"]
     assert list(outline({"daemon": {"findings": findings}})) == [
         "daemon:",
         "  finding = the disk is paused; resume it",
