@@ -38,6 +38,7 @@ from xenbusd.host.interface import Copy, Grants, Mapping, Share
 from xenbusd.ids import PAGE_SIZE, Devid, Domid, Gref, Port
 from xenbusd.process.child import Child, child_environ
 from xenbusd.process.listener import Listener
+from xenbusd.process.lock import once_unlocked
 from xenbusd.rate import RateLimit
 from xenbusd.ring.batching import BatchSize
 from xenbusd.ring.layout import Raw, RingFormat, Slot
@@ -110,6 +111,7 @@ __all__ = [
     "child_environ",
     "choice",
     "integer",
+    "once_unlocked",
     "one_of",
     "text",
     "true_or_false",

@@ -17,10 +17,9 @@ import os
 import pwd
 import re
 import shutil
-import time
 from collections.abc import Iterator
 
-from xenbusd.api import Child, ResourceError
+from xenbusd.api import Child, ResourceError, once_unlocked
 from xenbusd_vtpm.protocol import TPM_1_2, TPM_2_0, VERSIONS, Version
 from xenbusd_vtpm.settings import Settings
 
@@ -34,6 +33,7 @@ VOLATILE = ("tpm2-00.volatilestate", "tpm-00.volatilestate")
 """swtpm's files for the volatile state: registers, sessions, loaded keys."""
 
 LOCK_RETRY_S = 0.02
+"""Between attempts to lock a TPM that is still in use."""
 
 CIPHER = "aes-256-cbc"
 
@@ -96,21 +96,19 @@ class Home:
             os.mkdir(self.path, 0o700)
         self.close()
         self.lock_fd = os.open(os.path.join(self.path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        deadline = time.monotonic() + patience_s
-        while not self._try_lock():
-            if time.monotonic() >= deadline:
-                self.close()
-                raise ResourceError(
-                    f"the TPM {self.uuid} is in use by another device: a uuid is for one guest at a time", errno.EBUSY
-                )
-            await asyncio.sleep(LOCK_RETRY_S)  # the kernel does not announce that a lock was released
+        try:
+            await once_unlocked(self._lock, patience_s=patience_s, interval_s=LOCK_RETRY_S)
+        except ResourceError:
+            self.close()
+            raise
 
-    def _try_lock(self) -> bool:
+    async def _lock(self) -> None:
         try:
             fcntl.flock(self.lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return False
-        return True
+            raise ResourceError(
+                f"the TPM {self.uuid} is in use by another device: a uuid is for one guest at a time", errno.EBUSY
+            ) from None
 
     def close(self) -> None:
         """Release the lock. Idempotent."""

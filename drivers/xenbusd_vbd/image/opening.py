@@ -8,14 +8,12 @@ opening then waits up to FENCE_S for it.
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import stat
-import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
-from xenbusd.api import BackendDevice, ResourceError, boolean, text
+from xenbusd.api import BackendDevice, boolean, once_unlocked, text
 from xenbusd_vbd.image.buffered import FileEngine
 from xenbusd_vbd.image.chain import check_chain
 from xenbusd_vbd.image.direct import DirectEngine
@@ -32,8 +30,6 @@ FENCE_S = 10.0
 """How long the previous daemon's last I/O may take, when its rings are adopted."""
 LOCK_RETRY_S = 0.05
 """Between attempts to lock an image that is still in use."""
-
-Opened = TypeVar("Opened")
 
 
 async def open_engine(dev: BackendDevice) -> Engine:
@@ -59,8 +55,10 @@ async def open_engine(dev: BackendDevice) -> Engine:
     path = await dev.own.read("physical-device-path", text, default=params.target)
     safe = await dev.own.read("direct-io-safe", boolean, default=False)
     direct = bool(complete(dev.options)["direct"])
-    image = await _once_unlocked(
-        lambda: asyncio.to_thread(Image, path, writable=mode.writable, shared=mode.shared, direct=direct), fence_s
+    image = await once_unlocked(
+        lambda: asyncio.to_thread(Image, path, writable=mode.writable, shared=mode.shared, direct=direct),
+        patience_s=fence_s,
+        interval_s=LOCK_RETRY_S,
     )
     if image.traits.on_network and not safe:
         image.buffer_all()
@@ -107,7 +105,7 @@ async def open_image_server(
     async def lock() -> ImageServer:
         return ImageServer(target, socket_path)
 
-    server = await _once_unlocked(lock, fence_s)
+    server = await once_unlocked(lock, patience_s=fence_s, interval_s=LOCK_RETRY_S)
     try:
         if params.format in QEMU:
             await check_chain(target, allowed=settings["backing_files"] is True)
@@ -115,18 +113,6 @@ async def open_image_server(
     except BaseException:
         await server.close()
         raise
-
-
-async def _once_unlocked(open_image: Callable[[], Awaitable[Opened]], fence_s: float) -> Opened:
-    """Call `open_image`, which takes the image's lock, again for up to `fence_s` while the lock is held."""
-    deadline = time.monotonic() + fence_s
-    while True:
-        try:
-            return await open_image()
-        except ResourceError as error:
-            if error.errno != errno.EBUSY or time.monotonic() >= deadline:
-                raise
-        await asyncio.sleep(LOCK_RETRY_S)
 
 
 async def _connect(source: Source, writable: bool, log: Log) -> Engine:
