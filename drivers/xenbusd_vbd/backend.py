@@ -86,6 +86,14 @@ class VbdBackend(Backend, device_class="vbd"):
         if nodes.backend.get("paused") == b"1":
             yield Finding("the disk", "is paused", "resume it with `xenbusctl resume`")
 
+    def __init__(self) -> None:
+        self._disk: LiveDisk | None = None
+
+    def condition(self) -> Iterator[Finding]:
+        """Say that the image server has gone: the disk's requests wait for the next one."""
+        if self._disk is not None and self._disk.is_without_server:
+            yield Finding("the image server", "has gone; another is being started, or connected to")
+
     async def run(self, dev: BackendDevice) -> None:
         """Serve one connection: open the image, connect, and serve until the frontend has closed."""
         queues = int(dev.options.get("queues", QUEUES_DEFAULT))
@@ -96,7 +104,7 @@ class VbdBackend(Backend, device_class="vbd"):
         )
         abi = ABIS[await dev.otherend.read("protocol", choice(*ABIS), default=DEFAULT_ABI)]
         persistent = await dev.otherend.read("feature-persistent", boolean, default=False)
-        disk = LiveDisk(dev, lambda: open_engine(dev))
+        disk = self._disk = LiveDisk(dev, lambda: open_engine(dev))
         try:
             engine = await disk.open()
             published = await properties(dev, engine) if engine is not None else {}

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from xenbusd.api import Frontend, FrontendDevice, PagePool, XenbusdError, unsigned
+from xenbusd.api import Counter, Frontend, FrontendDevice, PagePool, XenbusdError, unsigned
 from xenbusd_vbd.front.geometry import SECTORS_MAX, read_features, read_geometry
 from xenbusd_vbd.front.pool import PAGES, PAGES_LEAST
 from xenbusd_vbd.front.ring_disk import RingDisk
 from xenbusd_vbd.nbd.export import NbdExport
 from xenbusd_vbd.nbd.kernel import Kernel, NbdDevice, NbdDeviceError
+from xenbusd_vbd.nbd.server_requests import COUNTED
 from xenbusd_vbd.options import check
 from xenbusd_vbd.protocol import SECTOR, X86_64
 
@@ -25,6 +26,7 @@ SETTLE_S = 5.0
 class VbdFrontend(Frontend, device_class="vbd"):
     """Offer one disk. The export and its clients outlive the rings; they last as long as the device."""
 
+    counters = tuple(Counter(name, unit, help, rare=True) for name, (unit, help) in COUNTED.items())
     disk: RingDisk | None = None
     """The disk, from the first connection on."""
 
@@ -77,7 +79,7 @@ class VbdFrontend(Frontend, device_class="vbd"):
             await self._resized(dev, self._export)  # the disk may be another backend's, or have grown meanwhile
             return
         name = await dev.own.read("virtual-device", unsigned(), default=int(dev.id.devid))
-        self._export = NbdExport(disk, name=f"vbd-{name}", log=dev.log.warning)
+        self._export = NbdExport(disk, name=f"vbd-{name}", log=dev.log.warning, counters=dev.counters.own.counts)
         await self._export.listen(dev.run_path("sock"))
         if dev.options.get("nbd_device", True) and Kernel().has_nbd():
             await self._attach_to_kernel(dev, self._export)

@@ -15,7 +15,7 @@ from xenbusd_vbd.nbd import wire
 from xenbusd_vbd.nbd.export import offer_of
 from xenbusd_vbd.nbd.server_connection import NbdConnection
 from xenbusd_vbd.nbd.server_handshake import Handshake, Stage
-from xenbusd_vbd.nbd.server_requests import Counters
+from xenbusd_vbd.nbd.server_requests import COUNTED
 from xenbusd_vbd.nbd.wire import Rules, WireError
 
 SIZE = 64 * 1024
@@ -114,7 +114,12 @@ def replay(pieces: list[bytes]) -> tuple[bytes, bytes]:
     async def session() -> tuple[bytes, bytes]:
         disk, pipe = MemoryDisk(SIZE), Pipe()
         connection = NbdConnection(
-            disk, OFFER, Counters(), lambda _connection: True, lambda _connection, _breach: None, handshake=False
+            disk,
+            OFFER,
+            dict.fromkeys(COUNTED, 0),
+            lambda _connection: True,
+            lambda _connection, _breach: None,
+            handshake=False,
         )
         connection.connection_made(cast(asyncio.BaseTransport, pipe))
         for piece in pieces:

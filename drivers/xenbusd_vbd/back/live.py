@@ -60,6 +60,11 @@ class LiveDisk:
         self._logged = ""
         """The problem that was logged last."""
 
+    @property
+    def is_without_server(self) -> bool:
+        """Whether the disk's image server has gone, and another is awaited."""
+        return self._engine is not None and self._engine.is_without_server
+
     async def open(self) -> Engine | None:
         """Open the image for the first time. Return None if the previous daemon left the disk paused.
 

@@ -44,6 +44,8 @@ class Engine(ABC):
     discard_alignment: int
     """Bytes from the start of the disk to the first whole granule."""
     can_discard_securely: bool
+    is_without_server: bool = False
+    """Whether the image server has gone: jobs wait, or fail, until there is another."""
     at_once_fd: int = -1
     """A descriptor on which preadv and pwritev with `at_once_flags` never wait for a device, so that a caller may do
     operations below `at_once_ops` itself (1: READ; 2: READ and WRITE). -1 if there is none."""

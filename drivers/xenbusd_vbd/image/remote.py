@@ -63,6 +63,11 @@ class NbdEngine(Engine):
         """
         await self._connection.start()
 
+    @property
+    def is_without_server(self) -> bool:  # type: ignore[override]  # read-only here
+        """See `Engine`."""
+        return self._connection.client is None
+
     async def refresh(self) -> None:
         """See `Engine.refresh`. NBD has no message for a size that changes: for a larger one we connect anew."""
         export = await self._connection.source.inquire()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from xenbusd.api import Listener
 from xenbusd_vbd.nbd.disk import Disk
 from xenbusd_vbd.nbd.server_connection import NbdConnection
-from xenbusd_vbd.nbd.server_requests import Counters
+from xenbusd_vbd.nbd.server_requests import COUNTED, Counters
 from xenbusd_vbd.nbd.wire import NAME_MAX, REQUEST_DATA_MAX, Offer, TransmissionFlags
 
 CONNECTIONS_MAX = 128
@@ -26,14 +26,22 @@ class NbdExport:
         disk: what to serve.
         name: the export's name; clients may also ask for the default export, "".
         log: called as `log(event, **facts)` when a client is turned away or breaks the protocol.
+        counters: gets the totals of COUNTED, which it has already; None: a mapping of the export's own.
 
     Raises:
         ValueError: the name is longer than NBD allows, or NBD cannot announce the disk's sizes.
     """
 
-    def __init__(self, disk: Disk, *, name: str, log: Callable[..., None] | None = None) -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        *,
+        name: str,
+        log: Callable[..., None] | None = None,
+        counters: Counters | None = None,
+    ) -> None:
         self.name = name
-        self.counters = Counters()
+        self.counters: Counters = dict.fromkeys(COUNTED, 0) if counters is None else counters
         self._disk = disk
         self._log = log or (lambda *_args, **_facts: None)
         self._offer = offer_of(disk, name)
@@ -149,7 +157,7 @@ class NbdExport:
             return False
         self._connections.add(connection)
         self._nobody_left.clear()
-        self.counters.connections += 1
+        self.counters["nbd_connections"] += 1
         return True
 
     def _lost(self, connection: NbdConnection, breach: str | None) -> None:

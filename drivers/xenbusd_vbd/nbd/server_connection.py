@@ -200,7 +200,7 @@ class NbdConnection(asyncio.BufferedProtocol):
                 self._stalled = True
                 return
             self._input.use(REQUEST.size)
-            self._counters.requests += 1
+            self._counters["nbd_requests"] += 1
             if refusal is not None:
                 self._refuse(command, handle, length, *refusal)
             elif command == CMD_READ:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, MutableMapping, Sequence
 from functools import partial
 
 from xenbusd_vbd.nbd.disk import Disk
@@ -17,16 +16,17 @@ BYTES_MAX = 64 * 1024 * 1024
 """Bytes that the requests under way on one connection read or write together."""
 
 
-@dataclass(slots=True)
-class Counters:
-    """Totals of an export since it began, over all its connections."""
+Counters = MutableMapping[str, int]
+"""Totals of an export since it began, over all its connections, by the names of COUNTED."""
 
-    connections: int = 0
-    requests: int = 0
-    bytes_read: int = 0
-    bytes_written: int = 0
-    errors: int = 0
-    """Requests answered with an error, by the disk or before they reached it."""
+COUNTED = {
+    "nbd_connections": ("connections", "of NBD clients"),
+    "nbd_requests": ("requests", "of NBD clients"),
+    "nbd_bytes_read": ("bytes", "read by NBD clients"),
+    "nbd_bytes_written": ("bytes", "written by NBD clients"),
+    "nbd_errors": ("requests", "of NBD clients that failed, at the disk or before they reached it"),
+}
+"""What an export counts: name -> unit, and what the things counted have in common."""
 
 
 class RequestsUnderWay:
@@ -87,7 +87,7 @@ class RequestsUnderWay:
 
     def refused(self, handle: int, code: int, why: str) -> bytes:
         """Count a request that does not reach the disk, and return its answer."""
-        self._counters.errors += 1
+        self._counters["nbd_errors"] += 1
         return self._replies.failure(handle, code, why)
 
     # From the disk.
@@ -103,12 +103,12 @@ class RequestsUnderWay:
         except ValueError:
             self._abort()
             raise
-        self._counters.bytes_read += length
+        self._counters["nbd_bytes_read"] += length
 
     def _written(self, handle: int, length: int, code: int) -> None:
         self._bytes -= length
         if not code:
-            self._counters.bytes_written += length
+            self._counters["nbd_bytes_written"] += length
         self._done(handle, code)
 
     def _trimmed(self, done: Callable[[int], None], code: int) -> None:

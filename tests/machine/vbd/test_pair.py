@@ -25,6 +25,7 @@ from xenbusd.testing.machine import DEADLINE_S
 from xenbusd_vbd import frontend as vbd_frontend
 from xenbusd_vbd.backend import VbdBackend
 from xenbusd_vbd.nbd import wire
+from xenbusd_vbd.nbd.server_requests import COUNTED
 
 
 async def test_the_pair_moves_data(machine: Machine, target: Path) -> None:
@@ -59,6 +60,10 @@ async def test_the_pair_seen_by_an_nbd_client(machine: Machine, image: Path) -> 
         assert (magic, error, handle) == (wire.SIMPLE_REPLY_MAGIC, 0, 1)
         assert await client.reader.readexactly(PAGE) == contents()[65536 : 65536 + PAGE]
         client.writer.close()
+        (dev,) = disk.guest.devices
+        counted = {name: dev.counters[name] for name in COUNTED}
+        assert counted == {**dict.fromkeys(COUNTED, 0), "nbd_connections": 1, "nbd_requests": 1, "nbd_bytes_read": PAGE}
+        assert "nbd_errors" not in dict(dev.counters)  # rare ones are shown once there are any
     assert not path.exists()
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 
 from xenbusd.api import Finding, Nodes
+from xenbusd_vbd.back.live import LiveDisk
 from xenbusd_vbd.backend import VbdBackend
 
 
@@ -18,3 +22,13 @@ def test_a_paused_disk_is_explained() -> None:
 def test_any_other_disk_is_not(backend: dict[str, bytes]) -> None:
     """It was only asked to pause, or never was; the frontend's nodes say nothing of it."""
     assert list(VbdBackend.explain(Nodes(backend, {"paused": b"1"}))) == []
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_an_image_server_that_has_gone_is_a_condition(gone: bool) -> None:
+    """Only the running driver knows; a device that has not connected has no disk yet."""
+    driver = VbdBackend()
+    assert list(driver.condition()) == []
+    driver._disk = cast("LiveDisk", SimpleNamespace(is_without_server=gone))
+    sentences = list(map(str, driver.condition()))
+    assert sentences == ["the image server has gone; another is being started, or connected to"] * gone

@@ -32,12 +32,15 @@ async def test_what_was_not_answered_is_sent_again(bench: Bench) -> None:
     jobs = [job(WRITE, 0, DATA), job(FLUSH_DISKCACHE), job(READ, 8, bytes(512)), job(DISCARD, 16, sectors=2)]
     assert engine.submit(jobs, bench.finished) == []
     await bench.seen(4)
+    assert not engine.is_without_server
     await bench.die()
+    await until(lambda: engine.is_without_server)
     bench.disk.deferred = False
     bench.disk.data[4096:4608] = b"r" * 512
     before = len(bench.disk.seen)
     await bench.serve()
     assert await bench.until(*jobs) == [OKAY] * 4
+    assert not engine.is_without_server
     assert [what[0] for what in bench.disk.seen[before:]] == ["write", "flush", "read", "trim"]
     assert bytes(jobs[2].buffers[0]) == b"r" * 512
     assert len(bench.done) == 4

@@ -121,7 +121,7 @@ async def test_too_many_clients_are_turned_away(tmp_path: Path, monkeypatch: pyt
     await until(lambda: export.clients == 1)
     clients.append(await NbdClient.connect(path))
     assert (await clients[-1].ask(wire.Command.FLUSH, 1)).error == 0
-    assert export.counters.connections == 3
+    assert export.counters["nbd_connections"] == 3
     for client in (*clients, late):
         await client.close()
     await export.close()
@@ -155,7 +155,7 @@ async def test_close_takes_no_write_to_its_end(tmp_path: Path) -> None:
     client = await NbdClient.connect(str(tmp_path / "nbd"))
     client.request(wire.Command.READ, 1, 0, 512)
     client.writer.write(wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, wire.Command.WRITE, 2, 0, 8192) + b"x" * 4096)
-    await until(lambda: export.counters.requests == 2)
+    await until(lambda: export.counters["nbd_requests"] == 2)
     closing = asyncio.create_task(export.close(drain_s=30))
     await until(lambda: not (tmp_path / "nbd").exists())
     client.writer.write(b"x" * 4096)
@@ -191,7 +191,7 @@ async def test_close_breaks_off_halves(tmp_path: Path) -> None:
     await greeted.reader.readexactly(18)
     writing = await NbdClient.connect(str(tmp_path / "nbd"))
     writing.writer.write(wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, wire.Command.WRITE, 1, 0, 4096) + b"half")
-    await until(lambda: export.counters.requests == 1)
+    await until(lambda: export.counters["nbd_requests"] == 1)
     await export.close(drain_s=3600)
     assert await greeted.is_over()
     assert await writing.is_over()

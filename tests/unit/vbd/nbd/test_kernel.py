@@ -214,7 +214,7 @@ async def test_a_kernel_that_refuses(tmp_path: Path, request_number: int, code: 
     export = export_of(MemoryDisk(SIZE))
     with pytest.raises(NbdDeviceError, match=why):
         await NbdDevice.attach(export, kernel=kernel.kernel)
-    await until(lambda: export.counters.connections == 1 and export.clients == 0)
+    await until(lambda: export.counters["nbd_connections"] == 1 and export.clients == 0)
     cleared = kernel_module.NBD_CLEAR_SOCK in kernel.names("nbd0")
     assert cleared == (request_number != kernel_module.NBD_SET_SOCK)
     await export.close()

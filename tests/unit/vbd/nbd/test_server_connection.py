@@ -71,8 +71,8 @@ async def test_write_then_read(serve: OpenBench, structured: bool) -> None:
     assert await client.ask(wire.Command.READ, 2, 8192, 4096) == Answer(2, 0, data)
     assert bench.disk.seen == [("write", 8192, 4096, False), ("read", 8192, 4096)]
     counters = bench.export.counters
-    assert (counters.connections, counters.requests, counters.errors) == (1, 2, 0)
-    assert (counters.bytes_read, counters.bytes_written) == (4096, 4096)
+    assert (counters["nbd_connections"], counters["nbd_requests"], counters["nbd_errors"]) == (1, 2, 0)
+    assert (counters["nbd_bytes_read"], counters["nbd_bytes_written"]) == (4096, 4096)
 
 
 @pytest.mark.parametrize("structured", [False, True])
@@ -115,9 +115,9 @@ async def test_errors_of_the_disk(serve: OpenBench, structured: bool, code: int)
         data = b"x" * 512 if command == wire.Command.WRITE else b""
         answer = await client.ask(command, handle, 0, 0 if command == wire.Command.FLUSH else 512, data=data, flags=1)
         assert (answer.handle, answer.error, answer.data) == (handle, code, b"")
-    assert bench.export.counters.errors == 4
+    assert bench.export.counters["nbd_errors"] == 4
     assert bench.disk.seen.count(("flush",)) == 1
-    assert (bench.export.counters.bytes_read, bench.export.counters.bytes_written) == (0, 0)
+    assert (bench.export.counters["nbd_bytes_read"], bench.export.counters["nbd_bytes_written"]) == (0, 0)
 
 
 async def test_a_refusal_has_a_sentence(serve: OpenBench) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.doubles.memory_disk import MemoryDisk
 from xenbusd_vbd.nbd import server_requests
 from xenbusd_vbd.nbd.server_replies import Replies
-from xenbusd_vbd.nbd.server_requests import REQUESTS_MAX, Counters, RequestsUnderWay
+from xenbusd_vbd.nbd.server_requests import COUNTED, REQUESTS_MAX, Counters, RequestsUnderWay
 from xenbusd_vbd.nbd.wire import Command
 
 SIZE = 1 << 20
@@ -20,7 +20,7 @@ class Fixture:
 
     def __init__(self) -> None:
         self.disk = MemoryDisk(SIZE, deferred=True)
-        self.counters = Counters()
+        self.counters: Counters = dict.fromkeys(COUNTED, 0)
         self.replies = Replies(lambda: None)
         self.aborted = 0
         self.requests = RequestsUnderWay(self.disk, self.replies, self.counters, self.abort)
@@ -42,7 +42,11 @@ def test_requests_are_counted_until_they_are_answered() -> None:
     assert fixture.requests.count == 1
     fixture.disk.answer()  # the flush behind the trim
     assert fixture.requests.count == 0
-    assert (fixture.counters.bytes_read, fixture.counters.bytes_written, fixture.counters.errors) == (512, 1024, 0)
+    assert (
+        fixture.counters["nbd_bytes_read"],
+        fixture.counters["nbd_bytes_written"],
+        fixture.counters["nbd_errors"],
+    ) == (512, 1024, 0)
 
 
 def test_nothing_to_do_is_done_at_once() -> None:
@@ -87,7 +91,7 @@ def test_an_error_counts_once() -> None:
     fixture.requests.begin(Command.TRIM, 2, 0, 512, True)
     fixture.disk.answer()
     assert fixture.requests.refused(3, errno.EINVAL, "no")
-    assert (fixture.requests.count, fixture.counters.errors, fixture.counters.bytes_read) == (0, 3, 0)
+    assert (fixture.requests.count, fixture.counters["nbd_errors"], fixture.counters["nbd_bytes_read"]) == (0, 3, 0)
     assert fixture.disk.seen == [("read", 0, 512), ("trim", 0, 512)]
 
 
