@@ -50,6 +50,8 @@ class Child:
         pass_fds: descriptors that it inherits, under the same numbers.
         umask: its umask; -1: ours.
         keep_stdout: keep standard output together with standard error; otherwise standard output is discarded.
+        stdout: a descriptor that gets standard output instead, such as a memfd, for a program whose output is wanted
+            whole; it stays the caller's.
 
     Raises:
         OSError: the program cannot be started; nothing is left open.
@@ -65,8 +67,10 @@ class Child:
         pass_fds: Sequence[int] = (),
         umask: int = -1,
         keep_stdout: bool = True,
+        stdout: int | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        elsewhere = subprocess.DEVNULL if stdout is None else stdout
         self._tail = bytearray()
         self._reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
@@ -74,7 +78,7 @@ class Child:
             self._process = subprocess.Popen(
                 list(argv),
                 stdin=subprocess.DEVNULL,
-                stdout=writing if keep_stdout else subprocess.DEVNULL,
+                stdout=writing if keep_stdout and stdout is None else elsewhere,
                 stderr=writing,
                 env=child_environ() if env is None else env,
                 cwd=cwd,

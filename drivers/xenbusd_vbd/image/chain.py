@@ -10,19 +10,20 @@ Decision: D24.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import json
 import os
 from typing import Any
 
-from xenbusd.api import ResourceError
+from xenbusd.api import Child, ResourceError
 from xenbusd_vbd.image.formats import Target, inspect_command
 from xenbusd_vbd.image.params import QEMU
 from xenbusd_vbd.image.server import complaint, environ, find
 
 LENGTH_MAX = 32
 """Most images in one chain."""
+DESCRIPTION_MAX = 64 << 20
+"""Bytes of the description of one image."""
 QEMU_IMG_S = 30.0
 """How long qemu-img may take to inspect one image; under emulation it takes seconds."""
 
@@ -72,25 +73,15 @@ def _others(target: Target, info: dict[str, Any]) -> list[str]:
 
 async def _inspect(target: Target) -> dict[str, Any]:
     words = inspect_command(target)
-    process = await asyncio.create_subprocess_exec(
-        find(words[0]),
-        *words[1:],
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=environ(),
-        start_new_session=True,
-    )
-    try:
-        async with asyncio.timeout(QEMU_IMG_S):
-            out, said = await process.communicate()
-    except TimeoutError:
-        raise ResourceError(f"qemu-img has not described {target} within {QEMU_IMG_S:g} s", errno.ETIMEDOUT) from None
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode:
-        raise complaint(target, "qemu-img", process.returncode, said.decode(errors="backslashreplace").strip()[-1024:])
-    info: dict[str, Any] = json.loads(out)
+    with os.fdopen(os.memfd_create("qemu-img"), "r+b") as file:
+        child = Child([find(words[0]), *words[1:]], env=environ(), stdout=file.fileno())
+        if not await child.finish(QEMU_IMG_S):
+            raise ResourceError(f"qemu-img has not described {target} within {QEMU_IMG_S:g} s", errno.ETIMEDOUT)
+        if child.status:
+            raise complaint(target, "qemu-img", child.status, child.last_words[-1024:])
+        file.seek(0)
+        description = file.read(DESCRIPTION_MAX + 1)
+    if len(description) > DESCRIPTION_MAX:
+        raise ResourceError(f"qemu-img describes {target} in over {DESCRIPTION_MAX} bytes", errno.EFBIG)
+    info: dict[str, Any] = json.loads(description)
     return info

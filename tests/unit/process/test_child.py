@@ -38,6 +38,16 @@ async def test_standard_output_may_be_discarded() -> None:
     assert child.last_words == "err"
 
 
+async def test_standard_output_may_go_elsewhere() -> None:
+    """Into a file of the caller's, whole; complaints are kept as ever."""
+    with os.fdopen(os.memfd_create("output"), "r+b") as file:
+        child = Child(["sh", "-c", "head -c 100000 /dev/zero; echo err >&2"], stdout=file.fileno())
+        assert await child.finish(PATIENCE_S)
+        file.seek(0)
+        assert file.read() == bytes(100000)
+    assert child.last_words == "err"
+
+
 async def test_standard_input_is_empty() -> None:
     """A program that reads its input finds the end of it at once."""
     child = Child(["cat"])

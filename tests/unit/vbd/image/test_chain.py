@@ -77,6 +77,15 @@ async def test_every_step_has_its_format(
             await check_chain(TOP, allowed=True)
 
 
+async def test_a_description_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The author of an image decides how much there is to describe, and must not fill the daemon's memory."""
+    monkeypatch.setattr(image_chain, "DESCRIPTION_MAX", 10)
+    install(tmp_path, monkeypatch, "qemu-img", "print('x' * 11)")
+    with pytest.raises(ResourceError, match="in over 10 bytes") as caught:
+        await check_chain(TOP, allowed=True)
+    assert caught.value.errno == errno.EFBIG
+
+
 async def test_an_inspection_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An extent may be a pipe: qemu-img is killed after a while."""
     monkeypatch.setattr(image_chain, "QEMU_IMG_S", 0.05)
