@@ -1,6 +1,6 @@
-"""Tests of this folder run in dom0 of a real Xen host that is booted for them, once for each of Xen's two stores.
+"""Tests of this folder run in dom0 of a real Xen host that is booted for them; `boots` says how often, and for which.
 
-Outside, a test here is only a name: the host is booted, a pytest in its dom0 runs all the tests that were selected, and
+Outside, a test here is only a name: the hosts are booted, a pytest in each dom0 runs the tests of that boot, and
 what it reported of each is reported here, tracebacks and all. Inside, they are ordinary tests. Those that are marked
 `outside` are ordinary tests outside.
 """
@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.xen import build, host
+from tests.xen import boots, build, host
 from tests.xen.dom0 import Daemon, daemon, run
 
 HERE = Path(__file__).parent
@@ -27,8 +28,11 @@ OUT = Path("/mnt/out")
 STORES = ("oxenstored", "xenstored")
 """Xen's two: Debian's default, and the one in C."""
 
-_booted: dict[str, host.Boot] = {}
-"""By the store that ran."""
+AT_ONCE = min(2, os.cpu_count() or 1)
+"""Boots that run side by side, each on about one processor."""
+
+_boots: dict[str, Future[host.Boot]] = {}
+"""By the id of each test, the boot that runs it."""
 
 
 def _why_not() -> str | None:
@@ -65,11 +69,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     """Outside, report a test of this folder as dom0's pytest did, having booted it for the first of them."""
     if INSIDE or _why_not() or not _inside(item):
         return None
-    store = _store(item)
-    if store not in _booted:
-        items = [each.nodeid for each in item.session.items if _inside(each) and _store(each) == store]
-        _booted[store] = host.Boot(items, _out(item.config), store=store)
-    boot = _booted[store]
+    if not _boots:
+        _begin(item.session.items, item.config)
+    boot = _boots[item.nodeid].result()
     hook = item.ihook
     hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     reports = [
@@ -81,6 +83,16 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
         hook.pytest_runtest_logreport(report=report)
     hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
+
+
+def _begin(items: list[pytest.Item], config: pytest.Config) -> None:
+    """Begin the boots for all tests that were selected."""
+    selected = [(item.nodeid, _store(item)) for item in items if _inside(item)]
+    pool = ThreadPoolExecutor(AT_ONCE)
+    for planned in boots.plan(selected, AT_ONCE):
+        begun = pool.submit(host.Boot, planned.items, _out(config), store=planned.store)
+        _boots.update(dict.fromkeys(planned.items, begun))
+    pool.shutdown(wait=False)
 
 
 def _out(config: pytest.Config) -> Path:
