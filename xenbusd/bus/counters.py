@@ -24,6 +24,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
+from functools import cache
 
 
 @dataclass(frozen=True)
@@ -147,12 +148,11 @@ class Counters(MutableMapping[str, int]):
         ValueError: a name is declared twice.
     """
 
+    __slots__ = ("_measures", "_own", "_queues")
+
     def __init__(self, declared: Iterable[Measure] = ()) -> None:
-        measures = (*COMMON, *declared)
-        self._measures = {measure.name: measure for measure in measures}
-        if len(self._measures) < len(measures):
-            raise ValueError(f"a name is declared twice: {', '.join(measure.name for measure in measures)}")
-        self._own = Tally(measures)
+        self._measures = _by_name((*COMMON, *declared))
+        self._own = Tally(self._measures.values())
         self._queues: dict[int, Tally] = {}
 
     @property
@@ -208,6 +208,15 @@ class Counters(MutableMapping[str, int]):
 
     def __len__(self) -> int:
         return len(self.snapshot().counters)
+
+
+@cache
+def _by_name(measures: tuple[Measure, ...]) -> Mapping[str, Measure]:
+    """The measures by name: one table for all devices of a driver."""
+    table = {measure.name: measure for measure in measures}
+    if len(table) < len(measures):
+        raise ValueError(f"a name is declared twice: {', '.join(measure.name for measure in measures)}")
+    return table
 
 
 def _sum(parts: list[HistogramSnapshot]) -> HistogramSnapshot:

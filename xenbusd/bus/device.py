@@ -38,7 +38,7 @@ from xenbusd.store.watch import Watch
 T = TypeVar("T")
 
 
-@dataclass
+@dataclass(slots=True)
 class Connection:
     """One connection of a device, from its beginning to its end; the next one begins afresh."""
 
